@@ -1,0 +1,259 @@
+"""AMQP's elementary types as bytes: short strings, long strings, field tables and arrays.
+
+Python values choose their field type: bool `t`, int `l`, float `d`, str `S`, bytes `x`, datetime `T`, Decimal
+`D`, dict `F`, list or tuple `A`, None `V`; `Exact` names any other. All field types that RabbitMQ documents
+are decoded (https://www.rabbitmq.com/amqp-0-9-1-errata.html, section 3). Invariant:
+`decode_table(encode_table(t)) == t` for every table made of these values. A long string that is not UTF-8 is
+decoded as bytes, since AMQP allows any bytes in it.
+
+Refused, always with a typed error: integers beyond 64 bits, names beyond 255 bytes, naive datetimes, nesting
+deeper than `DEPTH_MAX`, and lengths that point outside of the bytes at hand.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from hopline.amqp.errors import DecodeError, EncodeError
+
+DEPTH_MAX: Final = 32
+"""Tables within tables: deeper ones are an attack on the stack rather than data."""
+_NAMES_CACHED_MAX: Final = 1024
+"""Header names and content types come from a small set; beyond this many the cache starts anew."""
+
+ONE_BYTE: Final = tuple(bytes((value,)) for value in range(256))
+_pack_u32 = struct.Struct(">I").pack
+_pack_u64 = struct.Struct(">Q").pack
+_pack_str_head = struct.Struct(">BI").pack
+_pack_int = struct.Struct(">Bq").pack
+_pack_float = struct.Struct(">Bd").pack
+_u32 = struct.Struct(">I").unpack_from
+_i64 = struct.Struct(">q").unpack_from
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_FIXED: Final[dict[int, struct.Struct]] = {
+    ord(kind): struct.Struct(">" + form)
+    for kind, form in {
+        "b": "b", "B": "B", "s": "h", "u": "H", "I": "i", "i": "I", "l": "q", "L": "q", "f": "f", "d": "d",
+    }.items()
+}  # fmt: skip
+"""Numeric field types. `L` is read as signed, as RabbitMQ's own clients do."""
+
+
+class Exact(NamedTuple):
+    """A number with its AMQP field type spelled out, for peers that insist: `Exact("B", 200)`.
+
+    Kinds: `b B` 8 bits, `s u` 16, `I i` 32, `l` 64 (lower and upper case as RabbitMQ reads them: `b s I l`
+    signed, `B u i` unsigned), `f` single and `d` double precision.
+    """
+
+    kind: str
+    value: float
+
+
+_short_cache: dict[str, bytes] = {}
+
+
+def short_string(text: str) -> bytes:
+    """A length byte and up to 255 bytes of UTF-8. Bytes that came in undecodable go out as they came."""
+    raw = text.encode("utf-8", "surrogateescape")
+    if len(raw) > 255:
+        raise EncodeError(f"a short string has {len(raw)} bytes, of at most 255: {text[:40]!r}...")
+    return ONE_BYTE[len(raw)] + raw
+
+
+def cached_short_string(text: str) -> bytes:
+    """`short_string` for names that recur: header names, types, content types."""
+    found = _short_cache.get(text)
+    if found is None:
+        if len(_short_cache) >= _NAMES_CACHED_MAX:
+            _short_cache.clear()
+        found = _short_cache[text] = short_string(text)
+    return found
+
+
+def long_string(raw: bytes) -> bytes:
+    """A 32-bit length and that many bytes."""
+    return _pack_u32(len(raw)) + raw
+
+
+def seconds_since_epoch(when: datetime | int) -> int:
+    """AMQP's timestamp: whole seconds since 1970 in UTC."""
+    if not isinstance(when, datetime):
+        return when
+    if when.tzinfo is None:
+        raise EncodeError(f"the time {when} has no time zone")
+    return (when - _EPOCH) // timedelta(seconds=1)
+
+
+def time_from_seconds(seconds: int) -> datetime | int:
+    """The UTC time, or the number itself where it lies beyond the year 9999 (some publishers send
+    milliseconds)."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return seconds
+
+
+def encode_table(table: Mapping[str, object], depth: int = 0) -> bytes:
+    """A field table, with its length in front."""
+    parts: list[bytes] = []
+    append = parts.append
+    for name, value in table.items():
+        key = _short_cache.get(name) or cached_short_string(name)
+        if value.__class__ is str:
+            raw = value.encode()
+            append(key + _pack_str_head(83, len(raw)) + raw)
+        elif value.__class__ is int:
+            append(key + _pack_int(108, value))
+        else:
+            append(key + _encode_value(value, depth))
+    body = b"".join(parts)
+    return _pack_u32(len(body)) + body
+
+
+def _encode_value(value: object, depth: int) -> bytes:  # noqa: PLR0911, PLR0912, C901 - a branch a type
+    try:
+        if isinstance(value, bool):
+            return b"t\x01" if value else b"t\x00"
+        if isinstance(value, int):
+            return _pack_int(108, value)
+        if value is None:
+            return b"V"
+        if isinstance(value, str):
+            return b"S" + long_string(value.encode())
+        if isinstance(value, float):
+            return _pack_float(100, value)
+        if isinstance(value, bytes | bytearray):
+            return b"x" + long_string(bytes(value))
+        if isinstance(value, datetime):
+            return b"T" + _pack_u64(seconds_since_epoch(value))
+        if isinstance(value, Decimal):
+            return _encode_decimal(value)
+        if isinstance(value, Exact):
+            return _encode_exact(value)
+        if depth >= DEPTH_MAX:
+            raise EncodeError(f"a table is nested deeper than {DEPTH_MAX}")
+        if isinstance(value, Mapping):
+            return b"F" + encode_table(value, depth + 1)
+        if isinstance(value, Sequence):
+            return b"A" + long_string(b"".join([_encode_value(item, depth + 1) for item in value]))
+    except (struct.error, UnicodeEncodeError) as error:
+        raise EncodeError(f"AMQP cannot carry {str(value)[:40]!r}: {error}") from error
+    raise EncodeError(f"AMQP tables cannot carry a {type(value).__name__}")
+
+
+def _encode_decimal(value: Decimal) -> bytes:
+    sign, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int):
+        raise EncodeError(f"AMQP cannot carry the decimal {value}")
+    unscaled = int("".join(map(str, digits))) * (10 ** max(exponent, 0))
+    if not (unscaled < 2**31 and exponent >= -255):
+        raise EncodeError(f"the decimal {value} does not fit into 32 bits and 255 places")
+    return b"D" + ONE_BYTE[max(-exponent, 0)] + struct.pack(">i", -unscaled if sign else unscaled)
+
+
+def _encode_exact(exact: Exact) -> bytes:
+    form = _FIXED.get(ord(exact.kind)) if len(exact.kind) == 1 else None
+    if form is None:
+        raise EncodeError(f"no numeric field type {exact.kind!r}")
+    return exact.kind.encode() + form.pack(exact.value)
+
+
+def decode_short_string(raw: bytes, at: int) -> tuple[str, int]:
+    """The text at `at`, and where it ends. For names in methods: undecodable bytes survive as surrogates."""
+    end = at + 1 + raw[at]
+    if end > len(raw):
+        raise DecodeError("a short string reaches beyond its frame")
+    return raw[at + 1 : end].decode("utf-8", "surrogateescape"), end
+
+
+def decode_table(raw: bytes, at: int = 0) -> tuple[dict[str, object], int]:
+    """The table at `at`, and where it ends. Raises DecodeError, whatever the bytes."""
+    try:
+        return _decode_table(raw, at, len(raw), 0)
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise DecodeError(f"a field table is malformed: {error}") from error
+
+
+def _block(raw: bytes, at: int, limit: int) -> tuple[int, int]:
+    """Where the block with a 32-bit length at `at` begins and ends."""
+    start = at + 4
+    end = start + int(_u32(raw, at)[0])
+    if end > limit:
+        raise DecodeError("a length in a field table reaches beyond it")
+    return start, end
+
+
+def _decode_table(raw: bytes, at: int, limit: int, depth: int) -> tuple[dict[str, object], int]:
+    at, end = _block(raw, at, limit)
+    table: dict[str, object] = {}
+    while at < end:
+        name_end = at + 1 + raw[at]
+        if name_end >= end:
+            raise DecodeError("a name in a field table reaches beyond it")
+        name = raw[at + 1 : name_end].decode()
+        if raw[name_end] == 83:
+            start = name_end + 5
+            at = start + _u32(raw, name_end + 1)[0]
+            if at > end:
+                raise DecodeError("a value in a field table reaches beyond it")
+            try:
+                table[name] = raw[start:at].decode()
+            except UnicodeDecodeError:
+                table[name] = raw[start:at]
+        elif raw[name_end] == 108 and name_end + 9 <= end:
+            table[name], at = _i64(raw, name_end + 1)[0], name_end + 9
+        else:
+            table[name], at = _decode_value(raw, name_end, end, depth)
+    return table, end
+
+
+def _text(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _decode_value(raw: bytes, at: int, limit: int, depth: int) -> tuple[object, int]:  # noqa: C901 - a branch a type
+    kind = raw[at]
+    at += 1
+    fixed = _FIXED.get(kind)
+    value: object
+    if fixed is not None:
+        value, end = fixed.unpack_from(raw, at)[0], at + fixed.size
+    elif kind == 116:  # t
+        value, end = raw[at] != 0, at + 1
+    elif kind == 86:  # V
+        value, end = None, at
+    elif kind == 84:  # T
+        value, end = time_from_seconds(int.from_bytes(raw[at : at + 8], "big")), at + 8
+    elif kind == 68:  # D
+        scale, unscaled = struct.unpack_from(">Bi", raw, at)
+        value, end = Decimal(unscaled).scaleb(-scale), at + 5
+    elif kind in (83, 120):  # S, x
+        start, end = _block(raw, at, limit)
+        value = _text(raw[start:end]) if kind == 83 else raw[start:end]
+    elif depth >= DEPTH_MAX:
+        raise DecodeError(f"a table is nested deeper than {DEPTH_MAX}")
+    elif kind == 70:  # F
+        value, end = _decode_table(raw, at, limit, depth + 1)
+    elif kind == 65:  # A
+        value, end = _decode_array(raw, at, limit, depth + 1)
+    else:
+        raise DecodeError(f"no field type {chr(kind)!r}")
+    if end > limit:
+        raise DecodeError("a value in a field table reaches beyond it")
+    return value, end
+
+
+def _decode_array(raw: bytes, at: int, limit: int, depth: int) -> tuple[list[object], int]:
+    at, end = _block(raw, at, limit)
+    items: list[object] = []
+    while at < end:
+        item, at = _decode_value(raw, at, end, depth)
+        items.append(item)
+    return items, end

@@ -1,0 +1,55 @@
+"""A connection, a channel and queues on the shared node; every name is new, so tests do not meet each other."""
+
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from hopline.amqp import Channel, Connection, Outgoing, Properties, connect
+
+_numbers = count()
+
+
+@pytest.fixture
+def fresh_name() -> str:
+    return f"amqp-test-{uuid4().hex[:12]}"
+
+
+@pytest_asyncio.fixture
+async def connection(rabbitmq) -> AsyncIterator[Connection]:
+    connection = await connect(rabbitmq.url, name="amqp tests")
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture
+async def channel(connection: Connection) -> AsyncIterator[Channel]:
+    """With confirms on."""
+    channel = await connection.channel()
+    await channel.confirm_select()
+    yield channel
+    await channel.close()
+
+
+@pytest_asyncio.fixture
+async def quorum_queue(connection: Connection, fresh_name: str) -> AsyncIterator[str]:
+    channel = await connection.channel()
+    await channel.declare_queue(fresh_name, arguments={"x-queue-type": "quorum"})
+    await channel.close()
+    yield fresh_name
+    if not connection.closed:
+        channel = await connection.channel()
+        await channel.delete_queue(fresh_name)
+
+
+@pytest.fixture
+def message() -> Callable[..., Outgoing]:
+    """Makes a persistent message with an id of its own."""
+
+    def make(routing_key: str, body: bytes = b"{}", exchange: str = "", **properties: object) -> Outgoing:
+        fields = {"delivery_mode": 2, "message_id": f"message-{next(_numbers)}", **properties}
+        return Outgoing(exchange, routing_key, Properties(**fields), body)
+
+    return make

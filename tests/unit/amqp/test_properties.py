@@ -1,0 +1,115 @@
+"""The properties of a message: round trips, pamqp both ways, and damage."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands, header
+
+from hopline.amqp import DecodeError, EncodeError, Properties
+from hopline.amqp.properties import decode_properties, encode_properties
+
+from .test_wire import names, tables, tables_for_pamqp, times, times_for_pamqp
+
+short = st.none() | names
+octet = st.none() | st.integers(0, 255)
+
+
+def properties_with(headers, timestamps):
+    return st.builds(
+        Properties,
+        content_type=short, content_encoding=short, headers=st.none() | headers, delivery_mode=octet, priority=octet,
+        correlation_id=short, reply_to=short, expiration=short, message_id=short, timestamp=st.none() | timestamps,
+        type=short, user_id=short, app_id=short, cluster_id=short,
+    )  # fmt: skip
+
+
+properties_of_any_kind = properties_with(tables, times)
+
+
+@given(properties_of_any_kind)
+def test_properties_come_out_as_they_went_in(properties):
+    assert decode_properties(encode_properties(properties)) == properties
+
+
+@given(properties_with(tables_for_pamqp, times_for_pamqp))
+def test_pamqp_reads_our_properties(properties):
+    theirs = header.ContentHeader()
+    theirs.unmarshal(b"\x00\x3c\x00\x00" + bytes(8) + encode_properties(properties))
+
+    for name in Properties.__dataclass_fields__:
+        their_name = "message_type" if name == "type" else name
+        assert getattr(theirs.properties, their_name) == getattr(properties, name) or name == "cluster_id"
+
+
+def test_we_read_the_properties_of_pamqp():
+    at = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+    theirs = commands.Basic.Properties(
+        "application/json", "gzip", {"a": 1}, 2, 9, "c", "r", "60000", "m", at, "t", "u", "a"
+    )
+
+    ours = decode_properties(header.ContentHeader(0, 0, theirs).marshal()[12:])
+
+    assert ours == Properties(
+        content_type="application/json",
+        content_encoding="gzip",
+        headers={"a": 1},
+        delivery_mode=2,
+        priority=9,
+        correlation_id="c",
+        reply_to="r",
+        expiration="60000",
+        message_id="m",
+        timestamp=at,
+        type="t",
+        user_id="u",
+        app_id="a",
+    )
+
+
+def test_a_time_may_be_given_in_seconds_and_an_impossible_one_stays_a_number():
+    seconds = decode_properties(encode_properties(Properties(timestamp=86_400)))
+    milliseconds = decode_properties(encode_properties(Properties(timestamp=1_764_000_000_000)))
+
+    assert seconds.timestamp == datetime(1970, 1, 2, tzinfo=UTC)
+    assert milliseconds.timestamp == 1_764_000_000_000
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        Properties(priority=256),
+        Properties(priority=-1),
+        Properties(message_id="x" * 256),
+        Properties(timestamp=-1),
+        Properties(timestamp=datetime(2026, 1, 1)),
+        Properties(headers={1: 2}),
+        Properties(type=5),
+        Properties(headers=[1]),
+        Properties(headers={"a": "\ud800"}),
+        Properties(expiration=60_000),
+    ],
+)
+def test_what_does_not_fit_is_refused(properties):
+    with pytest.raises(EncodeError):
+        encode_properties(properties)
+
+
+@given(st.binary(max_size=100))
+def test_random_bytes_are_properties_or_a_typed_error(raw):
+    try:
+        decode_properties(raw)
+    except DecodeError:
+        pass
+
+
+@given(properties_of_any_kind, st.data())
+def test_damaged_properties_are_properties_or_a_typed_error(properties, data):
+    encoded = bytearray(encode_properties(properties))
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+
+    try:
+        decode_properties(bytes(encoded[: data.draw(st.integers(0, len(encoded)))]))
+    except DecodeError:
+        pass

@@ -1,0 +1,64 @@
+"""Connection URLs."""
+
+import pytest
+
+from hopline.amqp import InvalidURL, parse_url
+
+
+def test_a_full_url_is_read():
+    address = parse_url(
+        "amqps://us%40er:p%2Fa%3Ass@h1:5000,[::1]:5001,h3/v%2Fhost?heartbeat=5&connection_timeout=2500&channel_max=7"
+        "&frame_max=8192&cacertfile=/ca%20.pem&certfile=c.pem&keyfile=k.pem&verify=verify_none"
+        "&server_name_indication=name&auth_mechanism=external"
+    )
+
+    assert address.hosts == (("h1", 5000), ("::1", 5001), ("h3", 5671))
+    assert (address.user, address.password, address.vhost) == ("us@er", "p/a:ss", "v/host")
+    assert (address.heartbeat_seconds, address.timeout_seconds) == (5, 2.5)
+    assert (address.channel_max, address.frame_max) == (7, 8192)
+    assert (address.ca_file, address.certificate_file, address.key_file) == ("/ca .pem", "c.pem", "k.pem")
+    assert (address.tls, address.verify, address.external, address.server_name) == (True, False, True, "name")
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://", "amqp://localhost", "amqp://localhost:5672/", "amqp:///%2F", "amqp://guest:guest@"]
+)
+def test_what_is_left_out_is_rabbitmqs_default(url):
+    address = parse_url(url)
+
+    assert address.hosts == (("localhost", 5672),)
+    assert (address.user, address.password, address.vhost) == ("guest", "guest", "/")
+    assert (address.tls, address.verify, address.heartbeat_seconds) == (False, True, None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost",
+        "http://localhost",
+        "amqp://h:port/",
+        "amqp://h:0/",
+        "amqp://h:70000/",
+        "amqp://h/a/b",
+        "amqp://[::1/",
+        "amqp://h/?heartbeat=x",
+        "amqp://h/?heartbeat=-1",
+        "amqp://h/?hearbeat=1",
+        "amqp://h/?verify=perhaps",
+        "amqp://[::1]5/",
+        "amqp://h/?auth_mechanism=kerberos",
+    ],
+)
+def test_what_cannot_be_understood_is_refused(url):
+    with pytest.raises(InvalidURL):
+        parse_url(url)
+
+
+def test_the_password_is_never_shown():
+    address = parse_url("amqp://user:secret@host/")
+    with pytest.raises(InvalidURL) as caught:
+        parse_url("amqp://user:secret@host:bad/")
+
+    assert "secret" not in repr(address)
+    assert "secret" not in str(caught.value)
