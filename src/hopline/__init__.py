@@ -1,0 +1,101 @@
+"""Hopline carries business events from an API to workers through RabbitMQ and loses none of them.
+
+The layers, lowest first; a module imports lower layers only:
+
+    0  errors clock settings
+    1  message outcome
+    2  codec retry topology
+    3  broker handlers schema database
+    4  amqp/ outbox inbox attempts deadletters idempotency
+    5  rabbitmq batching
+    6  relay worker timeline audit
+    7  app service node
+    8  cli
+
+What a program needs is exported here; everything else is internal.
+"""
+
+from hopline.app import Hopline, Producer, Working
+from hopline.audit import Audit, EndpointAudit
+from hopline.clock import id_time, new_id, utcnow
+from hopline.database import Database, Transaction, as_table, insert, now, table_rows
+from hopline.errors import (
+    BrokerUnavailable,
+    CommitUnknown,
+    DatabaseContention,
+    DatabaseError,
+    DatabaseUnavailable,
+    HoplineError,
+    MessageError,
+    MessageTooLarge,
+    OutboxFull,
+    OutsideError,
+    TopologyMismatch,
+    Undecodable,
+    UnknownType,
+    UsageError,
+)
+from hopline.handlers import Handlers
+from hopline.idempotency import IdempotentRequest, Remembered, request_hash
+from hopline.idempotency import claim as claim_idempotency
+from hopline.message import Envelope, message
+from hopline.node import Node, find_sbin
+from hopline.outcome import Dead, Defer, Done, Outcome, Retry
+from hopline.retry import RetryPolicy
+from hopline.schema import UtcTime
+from hopline.service import configure_logging, run, until_stopped
+from hopline.settings import Settings
+from hopline.timeline import ORIGIN_HEADER, Step
+
+__all__ = [
+    "ORIGIN_HEADER",
+    "Audit",
+    "BrokerUnavailable",
+    "CommitUnknown",
+    "Database",
+    "DatabaseContention",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "Dead",
+    "Defer",
+    "Done",
+    "EndpointAudit",
+    "Envelope",
+    "Handlers",
+    "Hopline",
+    "HoplineError",
+    "IdempotentRequest",
+    "MessageError",
+    "MessageTooLarge",
+    "Node",
+    "Outcome",
+    "OutboxFull",
+    "OutsideError",
+    "Producer",
+    "Remembered",
+    "Retry",
+    "RetryPolicy",
+    "Settings",
+    "Step",
+    "TopologyMismatch",
+    "Transaction",
+    "Undecodable",
+    "UnknownType",
+    "UsageError",
+    "UtcTime",
+    "Working",
+    "as_table",
+    "claim_idempotency",
+    "configure_logging",
+    "find_sbin",
+    "id_time",
+    "insert",
+    "message",
+    "new_id",
+    "now",
+    "request_hash",
+    "run",
+    "table_rows",
+    "until_stopped",
+    "utcnow",
+]

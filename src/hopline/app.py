@@ -1,0 +1,311 @@
+"""class Hopline: a program's handlers, message types and settings, and the two ways to run them.
+
+`producing()` is for whatever sends: it opens the database and a relay, and gives transactions and group
+commit. `working()` adds a consumer and a worker. Both are context managers: leaving them drains (stop taking,
+finish, acknowledge, close), within a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import structlog
+
+from hopline import topology
+from hopline.audit import Audit, audit, register
+from hopline.batching import Groups
+from hopline.database import Database, Transaction
+from hopline.errors import CommitUnknown, DatabaseError, OutboxFull, UsageError
+from hopline.handlers import Endpoint, Handlers
+from hopline.message import Catalog, type_of
+from hopline.outbox import Outbox
+from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher, read_queues
+from hopline.relay import Relay
+from hopline.settings import Settings
+from hopline.timeline import Step, timeline
+from hopline.worker import Worker
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+GroupFunction = Callable[[Transaction, list[Item]], Awaitable[Sequence[Result | Exception]]]
+
+SQLITE_GROUP_MEMBERS = 64
+
+log = structlog.get_logger("hopline")
+
+
+class Hopline:
+    """One program: what it handles, what it sends, where it runs.
+
+    `handlers` are registries filled with `@handlers.on(…)`; `messages` are types that it sends but nobody here
+    handles; `tables` are the program's own SQLAlchemy metadata, made by `hopline migrate` beside the engine's;
+    `resources` are opened before the first delivery and closed after the last (an SMTP pool).
+    """
+
+    def __init__(
+        self,
+        *,
+        handlers: Sequence[Handlers] = (),
+        messages: Sequence[type] = (),
+        tables: Sequence[sa.MetaData] = (),
+        resources: Sequence[AbstractAsyncContextManager[Any]] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings or Settings.from_environment()
+        self.tables = tuple(tables)
+        self.resources = tuple(resources)
+        self.handlers = Handlers()
+        self.handlers.include(handlers)
+        self.catalog = Catalog([endpoint.type for endpoint in self.handlers])
+        for message in messages:
+            self.catalog.add(type_of(message))
+
+    @property
+    def topology(self) -> topology.Topology:
+        """The exchanges, queues and bindings that this program's handlers need."""
+        return topology.build((endpoint.queue, endpoint.type.name) for endpoint in self.handlers)
+
+    def database(self) -> Database:
+        """A new Database by the settings; the caller closes it."""
+        return Database(self.settings.database_url, message_limit_bytes=self.settings.message_limit_bytes)
+
+    async def migrate(self) -> None:
+        """Makes the tables that are missing. Safe to repeat."""
+        database = self.database()
+        try:
+            await database.create(*self.tables)
+        finally:
+            await database.close()
+
+    async def timeline(self, key: str) -> list[Step]:
+        """A business key's whole story, in time order."""
+        database = self.database()
+        try:
+            return await timeline(database, key)
+        finally:
+            await database.close()
+
+    async def audit(self) -> Audit:
+        """Accounts for every message at every endpoint of this program."""
+        settings = self.settings
+        database = self.database()
+        try:
+            return await audit(
+                database,
+                list(self.handlers),
+                lambda names: read_queues(settings.broker_url, settings.management_url, names),
+            )
+        finally:
+            await database.close()
+
+    @asynccontextmanager
+    async def producing(self, *, role: str = "producer") -> AsyncIterator[Producer]:
+        """Opens the database and the relay. RabbitMQ may be down: sends wait in the outbox.
+
+        UsageError if the tables are missing, DatabaseUnavailable if the database is.
+        """
+        instance = f"{role}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        database = self.database()
+        outbox = Outbox(limit=self.settings.outbox_limit, lease_seconds=self.settings.lease_seconds)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(database.close)
+            await database.check(*self.tables)
+            database.riders.append(outbox)
+            publisher = RabbitPublisher(self.settings.broker_url, self.topology, name=f"{instance} publish")
+            publisher.start()
+            stack.push_async_callback(publisher.stop)
+            optional = frozenset(declared.name for declared in self.catalog if declared.optional)
+            relay = Relay(database, outbox, publisher, self.settings, optional_types=optional)
+            relay.start()
+            stack.push_async_callback(relay.stop)
+            producer = Producer(instance, database, outbox, publisher, self.settings)
+            stack.push_async_callback(producer.drained)
+            registering = asyncio.create_task(self._register(database, publisher), name="register endpoints")
+            stack.push_async_callback(_cancelled, registering)
+            yield producer
+
+    @asynccontextmanager
+    async def working(self, *, queues: Sequence[str] = ()) -> AsyncIterator[Working]:
+        """Opens a producer, the resources, a worker and its consumer, for the given queues (none: all)."""
+        chosen = self._chosen(queues)
+        self._check_handlers()
+        async with self.producing(role="worker") as producer, AsyncExitStack() as stack:
+            for resource in self.resources:
+                await stack.enter_async_context(resource)
+            worker = Worker(producer.database, self.handlers, self.settings, instance=producer.instance)
+            consumer = RabbitConsumer(
+                self.settings.broker_url,
+                self.topology,
+                name=f"{producer.instance} consume",
+                queues=chosen,
+                prefetch=self.settings.prefetch,
+                receive=worker.receive,
+            )
+            worker.attach(consumer)
+            consumer.start()
+            try:
+                yield Working(producer, worker, consumer, tuple(chosen))
+            finally:
+                await self._drain(worker, consumer)
+
+    async def _drain(self, worker: Worker, consumer: RabbitConsumer) -> None:
+        await consumer.stop_taking()
+        try:
+            async with asyncio.timeout(self.settings.drain_seconds):
+                await worker.drained()
+        except TimeoutError:
+            log.warning("not drained in time; the rest will be delivered again", unsettled=worker.busy)
+        await worker.abandon()
+        await consumer.stop()
+
+    async def _register(self, database: Database, link: Link) -> None:
+        """Remembers the endpoints once their queues are known to be declared."""
+        while True:
+            await asyncio.sleep(self.settings.probe_seconds)
+            if link.ready:
+                try:
+                    return await register(database, list(self.handlers))
+                except DatabaseError as error:
+                    log.warning("the endpoints could not be registered yet", error=str(error))
+
+    def _chosen(self, queues: Sequence[str]) -> list[str]:
+        known = self.handlers.queues()
+        unknown = [queue for queue in queues if queue not in known]
+        if unknown or not known:
+            raise UsageError(
+                f"no handler for the queue {unknown[0]!r}; this program has {', '.join(known) or 'no handlers at all'}"
+                if unknown
+                else "this program has no handlers: give Hopline(handlers=[…])"
+            )
+        return list(queues) or known
+
+    def _check_handlers(self) -> None:
+        """Refuses deadlines and retries that would break a promise (docs/explanation/guarantees.md)."""
+        for endpoint in self.handlers:
+            check_deadline(endpoint, self.settings)
+            longest = endpoint.retry.longest_seconds()
+            if longest >= self.settings.inbox_retention_days * 86_400:
+                raise UsageError(
+                    f"the retries of {endpoint.name} can take {timedelta(seconds=longest)}, longer than the inbox "
+                    f"remembers ({self.settings.inbox_retention_days:g} days); lower attempts or cap_seconds"
+                )
+
+
+class Producer:
+    """A running producer: transactions, group commit, and what /readyz wants to know."""
+
+    def __init__(
+        self, instance: str, database: Database, outbox: Outbox, publisher: RabbitPublisher, settings: Settings
+    ) -> None:
+        self.instance = instance
+        self.database = database
+        self.outbox = outbox
+        self.publisher = publisher
+        self._settings = settings
+        self._groups: list[Groups[Any, Any]] = []
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """One write transaction; `tx.send(message)` in it is published after its commit."""
+        return self.database.transaction()
+
+    def group(
+        self,
+        function: GroupFunction[Item, Result],
+        *,
+        read_back: GroupFunction[Item, Result] | None = None,
+    ) -> Callable[[Item], Awaitable[Result]]:
+        """Group commit for a function of (tx, items) -> one result or exception an item.
+
+        Callers that come while one transaction commits share the next one. If a group fails and is known to be
+        rolled back, its members run one by one, so that the failing one fails alone. After CommitUnknown
+        `read_back` (in a new transaction) finds out what was stored; without it the members get CommitUnknown.
+        """
+        members = self._settings.group_members
+        if self.database.dialect == "sqlite":
+            members = min(members, SQLITE_GROUP_MEMBERS)
+
+        async def together(items: list[Item]) -> Sequence[Result | BaseException]:
+            async with self.transaction() as tx:
+                return await function(tx, items)
+
+        async def run(items: list[Item]) -> Sequence[Result | BaseException]:
+            try:
+                return await together(items)
+            except CommitUnknown:
+                if read_back is None:
+                    raise
+                async with self.transaction() as tx:
+                    return await read_back(tx, items)
+            except OutboxFull:
+                raise
+            except Exception as error:
+                if len(items) == 1:
+                    raise
+                log.warning("a group was rolled back; its members run alone", members=len(items), error=repr(error))
+                return [await _alone(together, item) for item in items]
+
+        groups: Groups[Item, Result] = Groups(run, max_members=members, name=f"group {function.__qualname__}")
+        self._groups.append(groups)
+        return groups.submit
+
+    async def drained(self) -> None:
+        """Returns when no group waits or runs."""
+        for groups in self._groups:
+            await groups.drained()
+
+    @property
+    def failed(self) -> asyncio.Future[None]:
+        """Ends with TopologyMismatch when the broker has other arguments than this program declares."""
+        return self.publisher.failed
+
+    @property
+    def trouble(self) -> str:
+        """Why messages do not leave now; empty when they do."""
+        return self.publisher.trouble
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """A running worker."""
+
+    producer: Producer
+    worker: Worker
+    consumer: RabbitConsumer
+    queues: tuple[str, ...]
+
+
+def check_deadline(endpoint: Endpoint, settings: Settings) -> None:
+    """The last of a full prefetch must be settled well before RabbitMQ's consumer_timeout, which runs from delivery."""
+    concurrency = settings.group_members if endpoint.transactional else settings.effect_concurrency
+    worst = settings.prefetch / min(concurrency, settings.prefetch) * endpoint.deadline_seconds
+    if worst >= settings.consumer_timeout_seconds / 2:
+        raise UsageError(
+            f"{endpoint.name}: {settings.prefetch} prefetched messages by {concurrency} at once with a deadline of "
+            f"{endpoint.deadline_seconds:g} s can take {worst:g} s, over half of RabbitMQ's consumer timeout "
+            f"({settings.consumer_timeout_seconds:g} s); lower HOPLINE_PREFETCH or deadline_seconds"
+        )
+
+
+async def _alone(
+    together: Callable[[list[Item]], Awaitable[Sequence[Result | BaseException]]], item: Item
+) -> Result | BaseException:
+    try:
+        (result,) = await together([item])
+    except Exception as error:
+        return error
+    return result
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

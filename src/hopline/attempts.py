@@ -1,0 +1,68 @@
+"""The attempts: one row per failed try of (endpoint, message, run, attempt), with error, stack and times.
+
+The row is also what stops a duplicate delivery of a failed attempt from starting a second chain of retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hopline.database import Transaction, as_table, insert, table_rows
+from hopline.message import Envelope
+from hopline.schema import Id, attempts
+
+ERROR_CHARACTERS = 2_000
+STACK_CHARACTERS = 16_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A failed try, with the outcome that it led to."""
+
+    endpoint: str
+    envelope: Envelope
+    outcome: str
+    error: str
+    stack: str
+    worker: str
+    started_at: datetime
+    finished_at: datetime
+
+
+async def recorded(connection: AsyncConnection, dialect: str, endpoint: str, envelopes: Sequence[Envelope]) -> set[str]:
+    """The ids among the envelopes whose very (run, attempt) has failed already."""
+    given = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
+    query = sa.select(attempts.c.message_id).where(
+        attempts.c.endpoint == endpoint,
+        attempts.c.message_id == given.c.id,
+        attempts.c.run == given.c.run,
+        attempts.c.attempt == given.c.attempt,
+    )
+    rows = table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes])
+    return {row.message_id for row in await connection.execute(query, rows)}
+
+
+async def record(tx: Transaction, failed: Sequence[Attempt]) -> None:
+    """Stores failed tries; one that is stored already stays as it is."""
+    if failed:
+        await tx.execute(insert(tx.dialect, attempts).on_conflict_do_nothing(), [_row(attempt) for attempt in failed])
+
+
+def _row(attempt: Attempt) -> dict[str, object]:
+    return {
+        "endpoint": attempt.endpoint,
+        "message_id": attempt.envelope.id,
+        "run": attempt.envelope.run,
+        "attempt": attempt.envelope.attempt,
+        "outcome": attempt.outcome,
+        "error": attempt.error[:ERROR_CHARACTERS],
+        "stack": attempt.stack[-STACK_CHARACTERS:],
+        "worker": attempt.worker,
+        "started_at": attempt.started_at,
+        "finished_at": attempt.finished_at,
+    }

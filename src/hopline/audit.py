@@ -1,0 +1,166 @@
+"""The audit: every message accounted for, at every endpoint it was meant for, by evidence.
+
+    created = done + open + in broker + parked + discarded + cancelled + missing
+
+All but "in broker" and "missing" are rows. What was confirmed by RabbitMQ and is not settled must be in a
+queue, ready or unacknowledged; the queues are read before and after one snapshot of the database. If a queue
+is empty in both readings, the unsettled messages that were sent to it are missing, and named.
+
+An endpoint answers for what was sent since its queue was bound (`hopline_endpoints.since`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hopline.database import Database, insert, now
+from hopline.handlers import Endpoint
+from hopline.rabbitmq import QueueReading
+from hopline.schema import dead_letters, endpoints, inbox, messages, outbox
+
+METRICS_LAG_SECONDS = 15.0
+"""RabbitMQ refreshes the figures of a quorum queue every 5 s; what was marked sent more recently may not show."""
+NAMED_IDS = 1_000
+
+ReadQueues = Callable[[Sequence[str]], Awaitable[Mapping[str, QueueReading]]]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointAudit:
+    """The account of one endpoint; `created` is the sum of the others."""
+
+    endpoint: str
+    queue: str
+    created: int
+    done: int
+    open: int
+    in_broker: int
+    parked: int
+    discarded: int
+    cancelled: int
+    missing: int
+    unproven: int
+    """Sent and unsettled, while the broker's unacknowledged deliveries could not be read."""
+    missing_ids: tuple[str, ...]
+    """The message ids that are missing, at most 1,000 of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The account of a whole database."""
+
+    endpoints: tuple[EndpointAudit, ...]
+
+    @property
+    def missing(self) -> int:
+        """Messages that are nowhere; 0 is the promise."""
+        return sum(one.missing for one in self.endpoints)
+
+    @property
+    def unproven(self) -> int:
+        """Messages about which the broker could not be asked."""
+        return sum(one.unproven for one in self.endpoints)
+
+    @property
+    def pending(self) -> int:
+        """Messages that are on their way: open in the outbox or in the broker."""
+        return sum(one.open + one.in_broker for one in self.endpoints)
+
+
+async def audit(database: Database, watched: Sequence[Endpoint], read_queues: ReadQueues) -> Audit:
+    """Accounts for every message at every watched endpoint. BrokerUnavailable if the queues cannot be read."""
+    queues = sorted({endpoint.queue for endpoint in watched})
+    before = await read_queues(queues)
+    async with database.reading() as connection:
+        counted = [(e, await _count(connection, e), await _unsettled(connection, e)) for e in watched]
+    after = await read_queues(queues)
+    return Audit(tuple(_account(e, counts, ids, before, after) for e, counts, ids in counted))
+
+
+async def register(database: Database, bound: Sequence[Endpoint]) -> None:
+    """Remembers since when each endpoint's queue is bound; the first time counts. Call when it is declared."""
+    async with database.transaction() as tx:
+        known = {row.endpoint for row in await tx.rows(sa.select(endpoints.c.endpoint))}
+        for endpoint in bound:
+            if endpoint.name not in known:
+                row = {"endpoint": endpoint.name, "queue": endpoint.queue, "type": endpoint.type.name}
+                await tx.execute(insert(tx.dialect, endpoints).values(**row, since=now()).on_conflict_do_nothing())
+
+
+def _state(endpoint: Endpoint) -> sa.ColumnElement[str]:
+    """SQL: the one state of a message at an endpoint; rows are the evidence, `unsettled` is the rest."""
+    mine = sa.and_(outbox.c.message_id == messages.c.id, outbox.c.destination.in_(["", endpoint.queue]))
+    letter = sa.and_(
+        dead_letters.c.message_id == messages.c.id,
+        sa.or_(dead_letters.c.endpoint == endpoint.name, dead_letters.c.endpoint.is_(None)),
+        dead_letters.c.queue.in_(["", endpoint.queue]),
+    )
+    since = sa.select(endpoints.c.since).where(endpoints.c.endpoint == endpoint.name).scalar_subquery()
+    return sa.case(
+        (sa.exists().where(inbox.c.endpoint == endpoint.name, inbox.c.message_id == messages.c.id), "done"),
+        (sa.exists().where(mine, outbox.c.next_at.is_not(None)), "open"),
+        (sa.exists().where(letter, dead_letters.c.resolution.is_(None)), "parked"),
+        (sa.exists().where(letter, dead_letters.c.resolution == "discarded"), "discarded"),
+        (~sa.exists().where(mine), "elsewhere"),
+        (~sa.exists().where(mine, outbox.c.sent_at.is_not(None)), "cancelled"),
+        (~sa.exists().where(mine, outbox.c.sent_at >= since), "elsewhere"),
+        (sa.exists().where(mine, outbox.c.sent_at >= now(-METRICS_LAG_SECONDS)), "recent"),
+        else_="unsettled",
+    )
+
+
+async def _count(connection: AsyncConnection, endpoint: Endpoint) -> dict[str, int]:
+    states = sa.select(_state(endpoint).label("state")).where(messages.c.type == endpoint.type.name).subquery()
+    query = sa.select(states.c.state, sa.func.count()).group_by(states.c.state)
+    return {row[0]: row[1] for row in await connection.execute(query)}
+
+
+async def _unsettled(connection: AsyncConnection, endpoint: Endpoint) -> tuple[str, ...]:
+    query = (
+        sa.select(messages.c.id)
+        .where(messages.c.type == endpoint.type.name, _state(endpoint) == "unsettled")
+        .order_by(messages.c.id)
+        .limit(NAMED_IDS)
+    )
+    return tuple((await connection.execute(query)).scalars())
+
+
+def _account(
+    endpoint: Endpoint,
+    counts: Mapping[str, int],
+    unsettled_ids: tuple[str, ...],
+    before: Mapping[str, QueueReading],
+    after: Mapping[str, QueueReading],
+) -> EndpointAudit:
+    unsettled = counts.get("unsettled", 0)
+    empty = is_empty(before.get(endpoint.queue), after.get(endpoint.queue))
+    missing, unproven = (unsettled, 0) if empty else (0, unsettled if empty is None else 0)
+    in_broker = counts.get("recent", 0) + unsettled - missing - unproven
+    created = sum(count for state, count in counts.items() if state != "elsewhere")
+    return EndpointAudit(
+        endpoint=endpoint.name,
+        queue=endpoint.queue,
+        created=created,
+        done=counts.get("done", 0),
+        open=counts.get("open", 0),
+        in_broker=in_broker,
+        parked=counts.get("parked", 0),
+        discarded=counts.get("discarded", 0),
+        cancelled=counts.get("cancelled", 0),
+        missing=missing,
+        unproven=unproven,
+        missing_ids=unsettled_ids if missing else (),
+    )
+
+
+def is_empty(before: QueueReading | None, after: QueueReading | None) -> bool | None:
+    """Whether a queue held nothing in both readings; None when that cannot be told. A queue that does not
+    exist holds nothing."""
+    readings = [True if reading is None else reading.is_empty for reading in (before, after)]
+    if False in readings:
+        return False
+    return None if None in readings else True

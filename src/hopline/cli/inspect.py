@@ -1,0 +1,110 @@
+"""See what happened: `hopline trace KEY` tells one order's whole story, `hopline audit` accounts for every message."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hopline.audit import Audit
+from hopline.cli.context import AppOption, JsonOption, load
+from hopline.timeline import Step
+
+_COLOURS = {
+    "request": "bold cyan",
+    "message": "cyan",
+    "outbox": "blue",
+    "confirm": "green",
+    "attempt": "yellow",
+    "done": "bold green",
+    "dead-letter": "bold red",
+    "cancelled": "red",
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command()(trace)
+    app.command()(audit)
+
+
+def trace(
+    key: Annotated[str, typer.Argument(help="A business key, such as an order id.")],
+    app: AppOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Tell one business key's whole story, from the HTTP request to the email, in time order.
+
+    Exit status 1 if nothing is known of the key.
+    """
+    steps = asyncio.run(load(app).timeline(key))
+    if as_json:
+        _print_json({"key": key, "steps": [asdict(step) for step in steps]})
+    elif steps:
+        Console().print(_story(key, steps))
+    else:
+        typer.echo(f"Nothing is known of {key!r}: no message with that key, or purged after its retention.", err=True)
+    raise typer.Exit(0 if steps else 1)
+
+
+def audit(app: AppOption = "", as_json: JsonOption = False) -> None:
+    """Account for every message at every endpoint, by evidence, and name the ids that are missing.
+
+    Exit status 1 if any message is missing; 3 if the broker could not be asked about some.
+    """
+    result = asyncio.run(load(app).audit())
+    if as_json:
+        _print_json({**asdict(result), "missing": result.missing, "pending": result.pending, "unproven": result.unproven})
+    else:
+        _print_audit(result)
+    raise typer.Exit(1 if result.missing else 3 if result.unproven else 0)
+
+
+def _story(key: str, steps: list[Step]) -> Table:
+    table = Table(title=f"{key}: {len(steps)} steps", title_justify="left", box=None, pad_edge=False)
+    for header, justify in (("time (UTC)", "left"), ("+ms", "right"), ("", "left"), ("took", "right"), ("", "left")):
+        table.add_column(header, justify="right" if justify == "right" else "left", overflow="fold")
+    first = steps[0].at
+    for step in steps:
+        took = f"{step.seconds * 1000:.0f} ms" if step.seconds is not None else ""
+        text = Text(step.text if step.what in ("message", "request", "done", "attempt") else f"{step.type}: {step.text}")
+        if step.worker:
+            text.append(f"  [{step.worker}]", style="dim")
+        since = f"{(step.at - first).total_seconds() * 1000:.0f}"
+        label = Text(step.what, style=_COLOURS[step.what])
+        table.add_row(f"{step.at:%Y-%m-%d %H:%M:%S.%f}"[:-3], since, label, took, text)
+    return table
+
+
+def _print_audit(result: Audit) -> None:
+    table = Table(box=None, pad_edge=False)
+    names = ("created", "done", "open", "in_broker", "parked", "discarded", "cancelled", "unproven", "missing")
+    table.add_column("endpoint")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for one in result.endpoints:
+        figures = [f"{getattr(one, name):,}" for name in names]
+        table.add_row(one.endpoint, *figures, style="bold red" if one.missing else None)
+    console = Console()
+    console.print(table)
+    for one in result.endpoints:
+        for identifier in one.missing_ids:
+            console.print(f"missing: {identifier} at {one.endpoint}", style="red")
+    if result.unproven:
+        console.print(
+            f"{result.unproven} messages are sent and not settled, and workers hold deliveries that cannot be counted: "
+            "set HOPLINE_MANAGEMENT_URL, or stop the workers and ask again.",
+            style="yellow",
+        )
+    if not result.missing and not result.unproven:
+        console.print("Every message is accounted for.", style="green")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

@@ -1,0 +1,422 @@
+"""The database: one engine, write transactions that carry the messages they send, and errors translated once.
+
+Invariant: whatever a transaction sends becomes rows in that same transaction (its riders write them just
+before COMMIT), so a message exists exactly if its cause does. SQLAlchemy's and the drivers' exceptions for
+outside failures become hopline.errors here and nowhere else; a statement's own fault (a broken constraint)
+passes through as it is.
+
+SQLite: WAL, synchronous=FULL, BEGIN IMMEDIATE on one writer connection per process (a pool of one), readers
+beside it. Postgres: READ COMMITTED, lock_timeout 2 s, idle_in_transaction_session_timeout 10 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import functions
+
+from hopline import codec, schema
+from hopline.clock import new_id, utcnow
+from hopline.errors import (
+    CommitUnknown,
+    DatabaseContention,
+    DatabaseError,
+    DatabaseUnavailable,
+    UsageError,
+)
+from hopline.message import Envelope, type_of
+
+LOCK_TIMEOUT_SECONDS = 2.0
+IDLE_IN_TRANSACTION_SECONDS = 10.0
+SQLITE_BUSY_SECONDS = 5.0
+STATEMENT_TIMEOUT_SECONDS = 30.0
+POOL_CONNECTIONS = 8
+POOL_WAIT_SECONDS = 20.0
+CONNECT_TIMEOUT_SECONDS = 5.0
+
+TRACE_HEADERS = ("traceparent",)
+
+Result = TypeVar("Result")
+Dialect = Literal["sqlite", "postgresql"]
+
+# SQLSTATE: serialization_failure, deadlock_detected, lock_not_available (Postgres documentation, appendix A).
+_CONTENTION_STATES = frozenset({"40001", "40P01", "55P03"})
+# query_canceled is what statement_timeout gives; the 57P0x and 08xxx classes are a server going away.
+_LOST_STATE_PREFIXES = ("08", "57P0", "53")
+
+
+class now(functions.GenericFunction[Any]):  # noqa: N801 - an SQL function, spelled like one
+    """The database's clock, plus an offset in seconds: `now()`, `now(30)`, `now(bindparam('delay'))`."""
+
+    type = schema.UtcTime()
+    name = "hopline_now"
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: Any, **options: Any) -> str:
+    offset = compiler.process(element.clauses, **options) or "0"
+    return f"strftime('{schema.SQLITE_TIME}', 'now', ({offset}) || ' seconds')"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: now, compiler: Any, **options: Any) -> str:
+    offset = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {offset}))" if offset else "clock_timestamp()"
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One send of one message: becomes a row of the outbox, and the messages row if the message is new."""
+
+    id: str
+    envelope: Envelope
+    destination: str
+    """A queue's name, or empty for all queues that are bound to the type."""
+    delay_seconds: float
+    new: bool
+    """Whether the message is made by this transaction (else it may be stored already)."""
+
+
+class Rider(Protocol):
+    """Writes along with every write transaction of the process."""
+
+    async def board(self, tx: Transaction) -> Callable[[bool], None] | None:
+        """Called just before COMMIT; may execute statements. What it returns is called once with whether the
+        commit is known to have happened."""
+        ...
+
+
+class Transaction:
+    """An open write transaction. Made by Database.transaction(); used by one task at a time."""
+
+    def __init__(self, connection: AsyncConnection, dialect: Dialect, message_limit_bytes: int) -> None:
+        self.connection = connection
+        self.dialect = dialect
+        self.sends: list[Send] = []
+        self.cause: Envelope | None = None
+        """The message that is being handled; what is sent meanwhile belongs to its flow."""
+        self._message_limit_bytes = message_limit_bytes
+
+    def send(
+        self,
+        message: msgspec.Struct,
+        *,
+        queue: str = "",
+        delay_seconds: float = 0.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Envelope:
+        """Sends a message with this transaction: it leaves after the commit, and only then.
+
+        `queue` sends it to one queue instead of all that are bound to its type; `delay_seconds` makes it due
+        later by the database's clock. MessageTooLarge and UsageError are raised here, before anything is stored.
+        """
+        declared = type_of(message)
+        identifier = new_id()
+        cause = self.cause
+        envelope = Envelope(
+            id=identifier,
+            type=declared.name,
+            version=declared.version,
+            key=declared.key_of(message),
+            correlation_id=cause.correlation_id if cause else identifier,
+            cause_id=cause.id if cause else None,
+            created_at=utcnow(),
+            body=codec.encode(message, limit_bytes=self._message_limit_bytes),
+            headers={**_inherited(cause), **(headers or {})},
+        )
+        self.sends.append(Send(new_id(), envelope, queue, max(0.0, delay_seconds), new=True))
+        return envelope
+
+    def schedule(self, envelope: Envelope, *, queue: str, delay_seconds: float) -> None:
+        """Sends an existing message to one queue (again): a retry, a deferral or a replay."""
+        self.sends.append(Send(new_id(), envelope, queue, max(0.0, delay_seconds), new=False))
+
+    async def execute(
+        self,
+        statement: sa.Executable,
+        parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> sa.CursorResult[Any]:
+        """Runs a statement; outside failures arrive as DatabaseError."""
+        try:
+            return await self.connection.execute(statement, parameters)
+        except Exception as error:
+            raise translate(error) from error
+
+    async def rows(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[sa.Row[Any]]:
+        """All rows of a query."""
+        return (await self.execute(statement, parameters)).fetchall()
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """A part that can fail alone: on an exception its writes and its sends are undone."""
+        sends = len(self.sends)
+        nested = await self.connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            del self.sends[sends:]
+            if nested.is_active:
+                await nested.rollback()
+            raise
+        await nested.commit()
+
+
+class Database:
+    """One database, by URL. Lazily connected; `close()` it in the loop that used it."""
+
+    def __init__(self, url: str, *, message_limit_bytes: int = 1 << 20) -> None:
+        self.url = _parse(url)
+        self.dialect: Dialect = "sqlite" if self.url.get_backend_name() == "sqlite" else "postgresql"
+        self.message_limit_bytes = message_limit_bytes
+        self.riders: list[Rider] = []
+        self._reader = _engine(self.url, POOL_CONNECTIONS)
+        self._writer = _engine(self.url, 1, "BEGIN IMMEDIATE") if self.dialect == "sqlite" else self._reader
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """One write transaction: committed at the end of the block, rolled back on any exception.
+
+        Raises DatabaseUnavailable or DatabaseContention when nothing was stored, CommitUnknown when the
+        connection died during COMMIT.
+        """
+        async with self._connected(self._writer) as connection:
+            tx = Transaction(connection, self.dialect, self.message_limit_bytes)
+            landings: list[Callable[[bool], None]] = []
+            committed = False
+            try:
+                with translated():
+                    await connection.begin()
+                yield tx
+                for rider in self.riders:
+                    landing = await rider.board(tx)
+                    if landing is not None:
+                        landings.append(landing)
+                await self._commit(connection)
+                committed = True
+            finally:
+                if not committed:
+                    await _rollback(connection)
+                for landing in landings:
+                    landing(committed)
+
+    async def _commit(self, connection: AsyncConnection) -> None:
+        try:
+            await connection.commit()
+        except Exception as error:
+            cause = translate(error)
+            if isinstance(cause, DatabaseUnavailable):
+                raise CommitUnknown(f"the connection to the database died during COMMIT: {cause}") from error
+            raise cause from error
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for queries, in one read transaction: one snapshot on SQLite and, by REPEATABLE READ,
+        on Postgres."""
+        async with self._connected(self._reader) as connection:
+            with translated():
+                if self.dialect == "postgresql":
+                    await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+                await connection.begin()
+                yield connection
+            await _rollback(connection)
+
+    @asynccontextmanager
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        connection = engine.connect()
+        try:
+            async with asyncio.timeout(POOL_WAIT_SECONDS + CONNECT_TIMEOUT_SECONDS):
+                await connection.start()
+        except Exception as error:
+            raise translate(error) from error
+        try:
+            yield connection
+        finally:
+            await asyncio.shield(_release(connection))
+
+    async def create(self, *metadatas: sa.MetaData) -> None:
+        """Makes the tables that are missing: the engine's and those of the given metadata. Safe to repeat."""
+        async with self.transaction() as tx:
+            if self.dialect == "postgresql":  # two migrations at once would race on the catalog
+                await tx.execute(sa.text("SELECT pg_advisory_xact_lock(7072276701)"))
+            for metadata in (schema.metadata, *metadatas):
+                await tx.connection.run_sync(metadata.create_all)
+
+    async def check(self, *metadatas: sa.MetaData) -> None:
+        """UsageError that names a missing table."""
+        async with self.reading() as connection:
+            present = set(await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()))
+        wanted = [table for metadata in (schema.metadata, *metadatas) for table in metadata.tables]
+        missing = [table for table in wanted if table not in present]
+        if missing:
+            raise UsageError(
+                f"the database has no table {missing[0]!r}; run `hopline migrate` with the same HOPLINE_DATABASE_URL first"
+            )
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._writer.dispose()
+        if self._reader is not self._writer:
+            await self._reader.dispose()
+
+
+class translated:  # noqa: N801 - a context manager, spelled like a function
+    """Turns drivers' outside failures in its block into DatabaseErrors."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, DatabaseError):
+            cause = translate(error)
+            if cause is not error:
+                raise cause from error
+
+
+def translate(error: Exception) -> Exception:
+    """The hopline.errors equivalent of a driver's exception; the exception itself if it is no outside failure."""
+    if isinstance(error, DatabaseError):
+        return error
+    if isinstance(error, exc.TimeoutError | TimeoutError):
+        return DatabaseUnavailable("no connection to the database within the deadline")
+    if isinstance(error, exc.DBAPIError):
+        original = error.orig if error.orig is not None else error
+        state = str(getattr(original, "sqlstate", "") or "")
+        text = str(original).strip()
+        if state in _CONTENTION_STATES or "database is locked" in text or "database table is locked" in text:
+            return DatabaseContention(f"the database refused for now: {text}")
+        lost = error.connection_invalidated or state.startswith(_LOST_STATE_PREFIXES) or state == "57014"
+        if lost or isinstance(error, exc.InterfaceError) or "disk" in text or "unable to open" in text:
+            return DatabaseUnavailable(f"the database cannot be used now: {text}")
+        return error
+    if isinstance(error, OSError):
+        return DatabaseUnavailable(f"no connection to the database: {error}")
+    return error
+
+
+def as_table(dialect: str, columns: Mapping[str, sa.types.TypeEngine[Any]], name: str = "given") -> sa.FromClause:
+    """Rows given as one bound parameter `rows`, to join with or insert from: one SQL text for any number of rows.
+
+    Give the parameter's value with `table_rows()`. On Postgres it is jsonb_to_recordset, on SQLite json_each.
+    """
+    rows = sa.bindparam("rows", type_=sa.Text)
+    if dialect == "postgresql":
+        given = sa.func.jsonb_to_recordset(sa.cast(rows, postgresql.JSONB))
+        return given.table_valued(*(sa.column(key, kind) for key, kind in columns.items()), name=name).render_derived(
+            name=name, with_types=True
+        )
+    each = sa.func.json_each(rows).table_valued("value", name="each")
+    extracted = [
+        sa.type_coerce(sa.func.json_extract(each.c.value, f"$.{key}"), kind).label(key) for key, kind in columns.items()
+    ]
+    return sa.select(*extracted).subquery(name)
+
+
+def table_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The parameter of `as_table`."""
+    return {"rows": json.dumps(list(rows))}
+
+
+def insert(dialect: Dialect, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+async def retried(
+    work: Callable[[], Awaitable[Result]], *, attempts: int = 5, first_seconds: float = 0.01
+) -> Result:
+    """Runs a whole transaction again after DatabaseContention, which rolled it back: a bounded number of times."""
+    for attempt in range(attempts):
+        try:
+            return await work()
+        except DatabaseContention:
+            if attempt == attempts - 1:
+                raise
+            await asyncio.sleep(first_seconds * 2**attempt)
+    raise AssertionError("unreachable: the loop returns or raises")
+
+
+def _inherited(cause: Envelope | None) -> dict[str, str]:
+    """The headers that go on along a flow."""
+    return {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers} if cause else {}
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+        driver = parsed.drivername
+    except exc.ArgumentError:
+        driver = ""
+    if driver not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
+        raise UsageError(
+            f"the database URL begins with {driver or url.split(':')[0]!r}; "
+            "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name"
+        )
+    return parsed
+
+
+def _engine(url: sa.URL, connections: int, sqlite_begin: str = "BEGIN") -> AsyncEngine:
+    if url.get_backend_name() == "sqlite":
+        engine = create_async_engine(
+            url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=POOL_WAIT_SECONDS,
+            connect_args={"timeout": SQLITE_BUSY_SECONDS},
+        )
+        sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        sa.event.listen(engine.sync_engine, "begin", _begin(sqlite_begin))
+        return engine
+    return create_async_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_SECONDS,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_SECONDS,
+            "command_timeout": STATEMENT_TIMEOUT_SECONDS,
+            "server_settings": {
+                "application_name": "hopline",
+                "lock_timeout": f"{int(LOCK_TIMEOUT_SECONDS * 1000)}",
+                "idle_in_transaction_session_timeout": f"{int(IDLE_IN_TRANSACTION_SECONDS * 1000)}",
+                "jit": "off",
+            },
+        },
+    )
+
+
+def _begin(statement: str) -> Callable[[sa.Connection], None]:
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+    return begin
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin by itself: see _begin
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+async def _rollback(connection: AsyncConnection) -> None:
+    # A connection that died has nothing left to undo: the server has rolled back. It is thrown away below.
+    with suppress(exc.DBAPIError, OSError):
+        await connection.rollback()
+
+
+async def _release(connection: AsyncConnection) -> None:
+    with suppress(exc.DBAPIError, OSError):
+        await connection.close()

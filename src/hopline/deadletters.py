@@ -1,0 +1,66 @@
+"""The dead letters: messages that are given up, parked whole where a person can see, mend and replay them.
+
+Invariant: what cannot be handled is here, committed under a unique fingerprint, before it is acknowledged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hopline.clock import new_id
+from hopline.database import Transaction, insert, now
+from hopline.message import Envelope
+from hopline.schema import dead_letters
+
+ERROR_CHARACTERS = 2_000
+STACK_CHARACTERS = 16_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One parked message with its whole story; `envelope` is None when its properties were not ours."""
+
+    queue: str
+    endpoint: str | None
+    envelope: Envelope | None
+    reason: str
+    error: str
+    stack: str
+    properties: Mapping[str, object]
+    body: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two deliveries of the same message and run; by content when it has no id."""
+        if self.envelope is not None:
+            return f"{self.queue}/{self.envelope.id}/{self.envelope.run}"
+        return f"{self.queue}/{hashlib.sha256(repr(sorted(self.properties.items())).encode() + self.body).hexdigest()}"
+
+
+async def park(tx: Transaction, letters: Sequence[DeadLetter]) -> None:
+    """Stores dead letters; one that is parked already stays as it is."""
+    if not letters:
+        return
+    statement = insert(tx.dialect, dead_letters).values(dead_at=now()).on_conflict_do_nothing()
+    await tx.execute(statement, [_row(letter) for letter in letters])
+
+
+def _row(letter: DeadLetter) -> dict[str, object]:
+    envelope = letter.envelope
+    return {
+        "id": new_id(),
+        "fingerprint": letter.fingerprint,
+        "queue": letter.queue,
+        "endpoint": letter.endpoint,
+        "message_id": envelope.id if envelope else None,
+        "run": envelope.run if envelope else 0,
+        "attempt": envelope.attempt if envelope else 0,
+        "key": envelope.key if envelope else None,
+        "reason": letter.reason,
+        "error": letter.error[:ERROR_CHARACTERS],
+        "stack": letter.stack[-STACK_CHARACTERS:],
+        "properties": dict(letter.properties),
+        "body": letter.body,
+    }

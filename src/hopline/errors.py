@@ -1,0 +1,118 @@
+"""Every error that Hopline raises, in one tree with three branches: whose fault it is decides the reaction.
+
+    HoplineError
+    ├── UsageError                 our mistake: fix the code or the configuration; retrying is pointless
+    │   └── TopologyMismatch       a queue or exchange exists on the broker with other arguments
+    ├── MessageError               their bad message: park it, it can never succeed as it is
+    │   ├── Undecodable            the bytes are not what the type says
+    │   ├── UnknownType            no such message type or version in this program
+    │   └── MessageTooLarge        larger than the limit that is checked before the outbox
+    └── OutsideError               the outside world's failure: wait and try again
+        ├── BrokerUnavailable      no connection to RabbitMQ
+        ├── OutboxFull             too many unsent messages wait for RabbitMQ
+        └── DatabaseError
+            ├── DatabaseUnavailable    no connection to the database; nothing was committed
+            ├── DatabaseContention     deadlock, lock timeout, serialisation failure; rolled back
+            └── CommitUnknown          the connection died during COMMIT: it may or may not have happened
+
+An error's text says what happened and what to do next; its fields carry what a program needs.
+"""
+
+from __future__ import annotations
+
+
+class HoplineError(Exception):
+    """The base of all errors of Hopline."""
+
+
+class UsageError(HoplineError):
+    """Our mistake: the code or the configuration has to change."""
+
+
+class TopologyMismatch(UsageError):
+    """A queue or exchange exists with other arguments than this program declares (AMQP 406)."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(
+            f"{name!r} exists on the broker with other arguments than this program declares: {detail}. "
+            f"Nothing was changed. Either declare it as it is, or drain it, delete it by hand "
+            f"(`rabbitmqctl delete_queue {name}`) and start again."
+        )
+        self.name = name
+
+
+class MessageError(HoplineError):
+    """A message that can never succeed as it is."""
+
+    reason = "bad-message"
+
+
+class Undecodable(MessageError):
+    """The body does not decode as its type says."""
+
+    reason = "undecodable"
+
+
+class UnknownType(MessageError):
+    """This program has no message type of that name and version."""
+
+    reason = "unknown-type"
+
+    def __init__(self, type_name: str, version: int) -> None:
+        super().__init__(
+            f"this program knows no message type {type_name!r} version {version}; "
+            f"declare it with @message({type_name!r}, version={version}) or add a handler for it"
+        )
+        self.type_name = type_name
+        self.version = version
+
+
+class MessageTooLarge(MessageError):
+    """The encoded body is over the limit that is checked before the outbox."""
+
+    reason = "too-large"
+
+    def __init__(self, type_name: str, body_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"the message {type_name!r} has {body_bytes} bytes, over the limit of {limit_bytes}; "
+            "store the large part elsewhere and send a reference"
+        )
+        self.body_bytes = body_bytes
+        self.limit_bytes = limit_bytes
+
+
+class OutsideError(HoplineError):
+    """A dependency failed; the same call may succeed later."""
+
+
+class BrokerUnavailable(OutsideError):
+    """There is no usable connection to RabbitMQ."""
+
+
+class OutboxFull(OutsideError):
+    """The outbox holds as many unsent messages as it may."""
+
+    def __init__(self, unsent: int, limit: int, retry_after_seconds: int) -> None:
+        super().__init__(
+            f"{unsent} messages wait for RabbitMQ, the limit is {limit}; "
+            f"nothing was stored, try again in {retry_after_seconds} s"
+        )
+        self.unsent = unsent
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DatabaseError(OutsideError):
+    """The database could not do what was asked."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The connection to the database failed before COMMIT: nothing was stored."""
+
+
+class DatabaseContention(DatabaseError):
+    """Deadlock, lock timeout or serialisation failure: rolled back, the same work may succeed now."""
+
+
+class CommitUnknown(DatabaseError):
+    """The connection died during COMMIT: read back by id to learn whether it happened."""

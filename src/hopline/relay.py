@@ -1,0 +1,261 @@
+"""The relay: from committed row to confirmed message to sent mark.
+
+Three things happen here. What a transaction of this process just committed is published at once from memory,
+without reading it back (`offer`). Rows that are due and nobody holds (delayed ones, and what a dead process
+left) are claimed and published (`_sweep`). Confirmed rows are marked sent, in batches (`_flush_marks`).
+
+Invariants: a row is marked only after its confirm; it leaves the due index in no other way than sent, parked
+or cancelled; memory is bounded by the window. The lease is longer than twice the confirm deadline, so a row
+is never published by two processes at once unless one of them was frozen; the inbox absorbs that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from hopline import outbox, topology
+from hopline.broker import Publish, Published, Publisher
+from hopline.database import Database, Send, Transaction, retried
+from hopline.deadletters import DeadLetter, park
+from hopline.errors import DatabaseError
+from hopline.outbox import Outbox
+from hopline.settings import Settings
+
+CHUNK_MESSAGES = 250
+MARKS_PER_TRANSACTION = 1_000
+RIDE_WAIT_SECONDS = 0.02
+"""On SQLite: how long marks wait for another write transaction to ride along with."""
+POSTPONE_CAP_SECONDS = 60.0
+STOP_SECONDS = 10.0
+
+log = structlog.get_logger("hopline.relay")
+
+
+class Relay:
+    """Publishes what the outbox of one database holds. `start()` and `stop()` it in the loop that uses it."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: Outbox,
+        publisher: Publisher,
+        settings: Settings,
+        *,
+        optional_types: frozenset[str] = frozenset(),
+    ) -> None:
+        self.published = 0
+        self._database = database
+        self._store = store
+        self._publisher = publisher
+        self._settings = settings
+        self._optional_types = optional_types
+        self._free = settings.relay_window
+        self._flights: set[asyncio.Task[None]] = set()
+        self._confirmed: list[str] = []
+        self._to_mark = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    # -- the window, as the outbox sees it
+
+    def reserve(self, wanted: int) -> int:
+        """See outbox.Window: room in memory, and a broker that can be reached."""
+        if self._stopping or not self._publisher.ready:
+            return 0
+        granted = min(wanted, self._free)
+        self._free -= granted
+        return granted
+
+    def release(self, slots: int) -> None:
+        """See outbox.Window."""
+        self._free += slots
+
+    def offer(self, sends: Sequence[Send]) -> None:
+        """See outbox.Window: publishes now."""
+        self._launch([(send, 0) for send in sends])
+
+    # -- life
+
+    def start(self) -> None:
+        """Begins to sweep and to mark, and takes the outbox's new sends from now on."""
+        self._store.window = self
+        if self._database.dialect == "sqlite":
+            self._database.riders.append(self)
+        self._loops = [
+            asyncio.create_task(self._sweep_forever(), name="relay sweep"),
+            asyncio.create_task(self._mark_forever(), name="relay marks"),
+        ]
+
+    async def stop(self) -> None:
+        """Finishes what is in flight, stores its marks, and gives up the leases of the rest."""
+        self._stopping = True
+        if self._flights:
+            await asyncio.wait(self._flights, timeout=STOP_SECONDS)
+        for task in (*self._loops, *self._flights):
+            task.cancel()
+        await asyncio.gather(*self._loops, *self._flights, return_exceptions=True)
+        self._store.window = None
+        if self in self._database.riders:
+            self._database.riders.remove(self)
+        with suppress(DatabaseError):  # then the lease ends by itself, and another relay sends them again
+            while self._confirmed:
+                await self._flush_marks()
+
+    async def board(self, tx: Transaction) -> Callable[[bool], None] | None:
+        """On SQLite the marks ride along with the process's other write transactions: one fsync less."""
+        if not self._confirmed:
+            return None
+        riding = self._take_marks()
+        try:
+            await outbox.mark_sent(tx, riding)
+        except BaseException:
+            self._confirmed += riding
+            raise
+
+        def land(committed: bool) -> None:
+            if not committed:
+                self._confirmed += riding
+                self._to_mark.set()
+
+        return land
+
+    # -- publishing
+
+    def _launch(self, sends: list[tuple[Send, int]]) -> None:
+        for start in range(0, len(sends), CHUNK_MESSAGES):
+            task = asyncio.create_task(self._fly(sends[start : start + CHUNK_MESSAGES]), name="relay publish")
+            self._flights.add(task)
+            task.add_done_callback(self._flights.discard)
+
+    async def _fly(self, sends: list[tuple[Send, int]]) -> None:
+        outcomes = [Published.UNKNOWN] * len(sends)
+        try:
+            batch = [publish_of(send) for send, _ in sends]
+            outcomes = await self._publisher.publish(batch, timeout_seconds=self._settings.confirm_timeout_seconds)
+        finally:
+            self._free += len(sends)
+            sent = [send.id for (send, _), outcome in zip(sends, outcomes, strict=True) if self._is_sent(send, outcome)]
+            if sent:
+                self.published += len(sent)
+                self._confirmed += sent
+                self._to_mark.set()
+        unsent = [(*pair, outcome) for pair, outcome in zip(sends, outcomes, strict=True) if not self._is_sent(pair[0], outcome)]
+        if unsent:
+            await self._put_back(unsent)
+
+    def _is_sent(self, send: Send, outcome: Published) -> bool:
+        if outcome is Published.RETURNED:
+            return not send.destination and send.envelope.type in self._optional_types
+        return outcome is Published.CONFIRMED
+
+    async def _put_back(self, unsent: list[tuple[Send, int, Published]]) -> None:
+        """Makes rows due again, or parks them as unroutable. If the database fails too, the lease ends by itself."""
+        log.warning("messages not sent", outcomes={o.value: sum(u[2] is o for u in unsent) for o in Published})
+        try:
+            await retried(lambda: self._store_unsent(unsent))
+        except DatabaseError as error:
+            log.warning("unsent messages wait for the end of their lease", error=str(error))
+
+    async def _store_unsent(self, unsent: list[tuple[Send, int, Published]]) -> None:
+        limit = self._settings.returns_before_parking - 1
+        unknown = [send for send, _, outcome in unsent if outcome is Published.UNKNOWN]
+        parked = [s for s, failed, outcome in unsent if outcome is Published.RETURNED and failed >= limit]
+        gone = {send.id for send in (*unknown, *parked)}
+        postponed: dict[int, list[str]] = {}
+        for send, failed, _ in unsent:
+            if send.id not in gone:
+                postponed.setdefault(failed, []).append(send.id)
+        async with self._database.transaction() as tx:
+            await outbox.give_up_lease(tx, [send.id for send in unknown])
+            for failed, ids in postponed.items():
+                await outbox.postpone(tx, ids, min(POSTPONE_CAP_SECONDS, 2.0 ** min(failed, 10)))
+            await park(tx, [unroutable(send) for send in parked])
+            await outbox.mark_unroutable(tx, [send.id for send in parked])
+
+    # -- sweeping
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.probe_seconds * random.uniform(0.8, 1.2))
+            try:
+                while await self._sweep():
+                    pass
+            except DatabaseError as error:
+                log.warning("the outbox cannot be read", error=str(error))
+
+    async def _sweep(self) -> bool:
+        """Looks once; True if there may be more that is due and can be sent now."""
+        async with self._database.reading() as connection:
+            self._store.unsent = await outbox.count_unsent(connection, limit=self._store.limit)
+            due = self._store.unsent > 0 and await outbox.is_due(connection)
+        room = self.reserve(CHUNK_MESSAGES) if due else 0
+        if not room:
+            return False
+        claimed: list[tuple[Send, int]] = []
+        try:
+            claimed = await retried(lambda: self._claim(room))
+        finally:
+            self.release(room - len(claimed))
+        self._launch(claimed)
+        return len(claimed) == room
+
+    async def _claim(self, room: int) -> list[tuple[Send, int]]:
+        async with self._database.transaction() as tx:
+            return await outbox.claim(tx, limit=room, lease_seconds=self._settings.lease_seconds)
+
+    # -- marking
+
+    async def _mark_forever(self) -> None:
+        while True:
+            await self._to_mark.wait()
+            if self._database.dialect == "sqlite":
+                await asyncio.sleep(RIDE_WAIT_SECONDS)
+            self._to_mark.clear()
+            try:
+                while self._confirmed:
+                    await self._flush_marks()
+            except DatabaseError as error:
+                log.warning("sent messages could not be marked yet", error=str(error))
+                await asyncio.sleep(self._settings.probe_seconds)
+                self._to_mark.set()
+
+    async def _flush_marks(self) -> None:
+        marks = self._take_marks()
+        try:
+            async with self._database.transaction() as tx:
+                await outbox.mark_sent(tx, marks)
+        except BaseException:
+            self._confirmed += marks
+            raise
+
+    def _take_marks(self) -> list[str]:
+        marks, self._confirmed = self._confirmed[:MARKS_PER_TRANSACTION], self._confirmed[MARKS_PER_TRANSACTION:]
+        return marks
+
+
+def publish_of(send: Send) -> Publish:
+    """To one queue through `hopline.to`, or to all that are bound to the type through `hopline`."""
+    if send.destination:
+        return Publish(topology.DIRECT_EXCHANGE, send.destination, send.envelope)
+    return Publish(topology.EXCHANGE, send.envelope.type, send.envelope)
+
+
+def unroutable(send: Send) -> DeadLetter:
+    """The dead letter of a message that no queue takes."""
+    envelope = send.envelope
+    where = f"the queue {send.destination!r}" if send.destination else f"a queue bound to {envelope.type!r}"
+    return DeadLetter(
+        queue=send.destination,
+        endpoint=None,
+        envelope=envelope,
+        reason="unroutable",
+        error=f"RabbitMQ knows no such queue: {where}. Start a worker that handles it, then replay.",
+        stack="",
+        properties={"type": envelope.type, "message_id": envelope.id, "correlation_id": envelope.correlation_id},
+        body=envelope.body,
+    )

@@ -1,0 +1,193 @@
+"""The engine's tables (SQLAlchemy Core), the same on SQLite and Postgres. docs/reference/tables.md tells their story.
+
+`messages` never change. `outbox` has one thin row per send, so that marking never rewrites a body: `next_at`
+is due time and lease in one, NULL once sent or cancelled. `inbox` holds only what is finished. Keys begin with the message id: it serves
+the trace too, and keeps SQLite's planner from walking all of an endpoint's rows. Ids are UUIDv7
+and times UTC; on SQLite both are text that sorts.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+metadata = sa.MetaData()
+
+Id = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+"""A UUIDv7, always 36 characters in Python."""
+
+Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+
+SQLITE_TIME = "%Y-%m-%d %H:%M:%f"
+"""SQLite's strftime format of a stored time: UTC to the millisecond."""
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """A timezone-aware UTC time: timestamptz on Postgres, sortable text in UTC on SQLite."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Text on SQLite, whose DateTime forgets the zone."""
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(sa.String(27))
+        return dialect.type_descriptor(sa.DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
+        """Refuses naive times: they would be read in whatever zone the server has."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        if dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        """Always timezone-aware, in UTC."""
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        aware: datetime = value
+        return aware.astimezone(UTC)
+
+
+messages = sa.Table(
+    "hopline_messages",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("type", sa.String(255), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("key", sa.String(255), nullable=False, index=True),
+    sa.Column("correlation_id", Id, nullable=False, index=True),
+    sa.Column("cause_id", Id),
+    sa.Column("headers", Json, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+outbox = sa.Table(
+    "hopline_outbox",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("message_id", Id, nullable=False, index=True),
+    sa.Column("destination", sa.String(255), nullable=False, doc="a queue's name; empty: all that are bound"),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("sends", sa.Integer, nullable=False, doc="sends that RabbitMQ returned or refused"),
+    sa.Column("next_at", UtcTime, doc="due time and lease in one; NULL: sent or cancelled"),
+    sa.Column("sent_at", UtcTime, doc="when the confirm was stored; NULL with next_at NULL: cancelled"),
+)
+sa.Index(
+    "hopline_outbox_due",
+    outbox.c.next_at,
+    outbox.c.id,
+    postgresql_where=outbox.c.next_at.is_not(None),
+    sqlite_where=outbox.c.next_at.is_not(None),
+)
+
+inbox = sa.Table(
+    "hopline_inbox",
+    metadata,
+    sa.Column("message_id", Id, primary_key=True),
+    sa.Column("endpoint", sa.String(255), primary_key=True),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("note", sa.String(500), nullable=False),
+    sa.Column("worker", sa.String(255), nullable=False),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("done_at", UtcTime, nullable=False),
+)
+
+attempts = sa.Table(
+    "hopline_attempts",
+    metadata,
+    sa.Column("message_id", Id, primary_key=True),
+    sa.Column("endpoint", sa.String(255), primary_key=True),
+    sa.Column("run", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("outcome", sa.String(16), nullable=False, doc="retry, defer or dead"),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("stack", sa.Text, nullable=False),
+    sa.Column("worker", sa.String(255), nullable=False),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("finished_at", UtcTime, nullable=False),
+)
+
+dead_letters = sa.Table(
+    "hopline_dead_letters",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("fingerprint", sa.String(255), nullable=False, unique=True, doc="one row per thing that died"),
+    sa.Column("queue", sa.String(255), nullable=False),
+    sa.Column("endpoint", sa.String(255), doc="NULL when no handler of this program was found"),
+    sa.Column("message_id", Id, index=True),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("key", sa.String(255), index=True),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("stack", sa.Text, nullable=False),
+    sa.Column("properties", Json, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("dead_at", UtcTime, nullable=False),
+    sa.Column("resolution", sa.String(16), doc="NULL while parked; then replayed or discarded"),
+    sa.Column("resolved_at", UtcTime),
+)
+
+suspects = sa.Table(
+    "hopline_suspects",
+    metadata,
+    sa.Column("endpoint", sa.String(255), primary_key=True),
+    sa.Column("message_id", Id, primary_key=True),
+    sa.Column("worker", sa.String(255), primary_key=True),
+    sa.Column("started_at", UtcTime, nullable=False),
+)
+
+workers = sa.Table(
+    "hopline_workers",
+    metadata,
+    sa.Column("instance", sa.String(255), primary_key=True),
+    sa.Column("role", sa.String(32), nullable=False),
+    sa.Column("queues", sa.Text, nullable=False),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("heartbeat_at", UtcTime, nullable=False),
+)
+
+endpoints = sa.Table(
+    "hopline_endpoints",
+    metadata,
+    sa.Column("endpoint", sa.String(255), primary_key=True),
+    sa.Column("queue", sa.String(255), nullable=False),
+    sa.Column("type", sa.String(255), nullable=False),
+    sa.Column("since", UtcTime, nullable=False, doc="when its queue was first known to be bound"),
+)
+
+idempotency = sa.Table(
+    "hopline_idempotency",
+    metadata,
+    sa.Column("scope", sa.String(255), primary_key=True, doc="caller and route"),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("request_hash", sa.String(64), nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+audit_log = sa.Table(
+    "hopline_audit_log",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("who", sa.String(255), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("target", sa.String(255), nullable=False),
+    sa.Column("before_hash", sa.String(64)),
+    sa.Column("after_hash", sa.String(64)),
+    sa.Column("reason", sa.Text, nullable=False),
+)
