@@ -1,0 +1,131 @@
+"""The `orders` command: the roles of the system, its load, and the two ways to see it whole (`up` and `demo`)."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from hopline import HoplineError, Settings, UsageError, run
+from orders import catalogue, demo, mailbox, up, wiring
+
+app = typer.Typer(
+    name="orders",
+    help="Takes orders over HTTP and carries them through RabbitMQ to a confirmed row and a delivered email.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+KEEP_ALIVE_SECONDS = 75
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")]
+DatabaseOption = Annotated[
+    str, typer.Option("--database", help="postgresql+asyncpg://user:password@host/name. Default: a SQLite file.")
+]
+Folder = Annotated[Path, typer.Option(help="Where the local stack keeps everything.")]
+
+
+@app.command(name="up")
+def up_command(workers: Workers = 1, database: DatabaseOption = "", folder: Folder = Path(".hopline")) -> None:
+    """Start a private RabbitMQ, the mailbox, the API and the workers, and stay. Ctrl-C drains and stops."""
+    raise typer.Exit(asyncio.run(up.main(folder.resolve(), workers, database)))
+
+
+@app.command(name="demo")
+def demo_command(
+    orders: Annotated[int, typer.Option(min=1, help="How many baskets to send; from 3,001 on they repeat.")] = 3_000,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Orders a second. Default: as fast as it goes.")] = None,
+    workers: Workers = 1,
+    database: DatabaseOption = "",
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up afterwards, until Ctrl-C.")] = False,
+    folder: Folder = Path(".hopline"),
+) -> None:
+    """Start everything, send real baskets through the HTTP API, and account for every one of them.
+
+    Exit status 0 only if every accepted order is in a terminal state with its email, and nothing happened twice.
+    """
+    options = demo.DemoOptions(folder.resolve(), orders, rate, workers, database, report, keep)
+    raise typer.Exit(asyncio.run(demo.main(options)))
+
+
+@app.command()
+def api(
+    host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000
+) -> None:
+    """Serve the HTTP API. SIGTERM lets requests finish, then drains."""
+    settings = Settings.from_environment()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            wiring.create_api,
+            factory=True,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            access_log=False,
+            log_level="warning",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(settings.drain_seconds),
+        )
+    )
+
+    async def serve(stop: asyncio.Event) -> None:
+        serving = asyncio.create_task(server.serve())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        stopping.cancel()
+        await serving
+        if not server.started:
+            raise UsageError(f"the API could not start on {host}:{port}; the log above says why")
+
+    raise typer.Exit(run(serve, settings))
+
+
+@app.command(name="mailbox")
+def mailbox_command(
+    ledger: Annotated[Path, typer.Option(help="The file that each mail is appended to.")],
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 1025,
+) -> None:
+    """Run the development mailbox: an SMTP server that keeps every mail in one file."""
+    raise typer.Exit(run(lambda stop: mailbox.serve(host, port, ledger, stop), Settings.from_environment()))
+
+
+@app.command(name="load-catalogue")
+def load_catalogue(
+    file: Annotated[Path | None, typer.Option(help="NDJSON, may be gzipped. Default: the shipped catalogue.")] = None,
+    on_hand: Annotated[int, typer.Option(min=0, help="Units of a product whose line does not say.")] = catalogue.ON_HAND,
+    restock: Annotated[bool, typer.Option("--restock", help="Set the stock of known products too.")] = False,
+) -> None:
+    """Make the tables and load products and stock into the database."""
+    loaded = asyncio.run(_load(catalogue.read(file or catalogue.SHIPPED, on_hand=on_hand), restock))
+    typer.echo(f"{loaded:,} products are in the catalogue.")
+
+
+async def _load(entries: Iterable[catalogue.Entry], restock: bool) -> int:
+    await wiring.app.migrate()
+    database = wiring.app.database()
+    try:
+        return await catalogue.load(database, entries, restock=restock)
+    finally:
+        await database.close()
+
+
+def main() -> None:
+    """The console script: expected errors are one line on stderr, never a traceback."""
+    try:
+        app()
+    except HoplineError as error:
+        print(f"orders: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The queue `emails`: a mail for every decided order and every new user. Effects: at least once, with a stable id.
+
+A mail server that is down costs retries over hours, nothing else; one that refuses a mail for good (5xx)
+parks the message, with the server's answer as its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+from hopline import Dead, Done, Envelope, Handlers, RetryPolicy
+from orders import letters
+from orders.domain import Customer
+from orders.mailer import Mailer, MailRefused
+from orders.messages import OrderConfirmed, OrderRejected, UserWelcomed
+
+RETRY = RetryPolicy(attempts=100, first_seconds=1.0, cap_seconds=300.0)
+"""About 8 hours: a short outage is over within seconds of its end, a long one is not hammered."""
+
+
+def handlers(mailer: Mailer) -> Handlers:
+    """The handlers of the queue `emails`, sending with `mailer`."""
+    registry = Handlers()
+
+    @registry.on("emails", retry=RETRY)
+    async def confirm(order: OrderConfirmed, envelope: Envelope) -> Done | Dead:
+        return await _send(mailer, envelope, order.customer, letters.confirmation, order)
+
+    @registry.on("emails", retry=RETRY)
+    async def reject(order: OrderRejected, envelope: Envelope) -> Done | Dead:
+        return await _send(mailer, envelope, order.customer, letters.rejection, order)
+
+    @registry.on("emails", retry=RETRY)
+    async def welcome(user: UserWelcomed, envelope: Envelope) -> Done | Dead:
+        return await _send(mailer, envelope, user.customer, letters.welcome, user)
+
+    return registry
+
+
+def message_id(envelope: Envelope, domain: str) -> str:
+    """The Message-ID of the mail for a message: the same at every attempt."""
+    return f"<{envelope.id}@{domain}>"
+
+
+async def _send(
+    mailer: Mailer, envelope: Envelope, to: Customer, write: Callable[..., bytes], message: object
+) -> Done | Dead:
+    identifier = message_id(envelope, mailer.domain)
+    mail = write(message, sender=mailer.sender, message_id=identifier, at=envelope.created_at)
+    try:
+        answer = await mailer.send(to.email, mail)
+    except MailRefused as refusal:
+        return Dead("mail-refused", str(refusal))
+    return Done(f"{answer}, to {to.email} {identifier}")

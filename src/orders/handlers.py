@@ -1,0 +1,27 @@
+"""What a worker does with orders and registrations: database effects only, a group at a time.
+
+Every order ends here as confirmed or rejected, in the same transaction that says so to the queue `emails`.
+"""
+
+from __future__ import annotations
+
+from hopline import Done, Handlers, Transaction
+from orders import store
+from orders.messages import OrderConfirmed, OrderPlaced, OrderRejected, UserRegistered, UserWelcomed
+
+handlers = Handlers()
+
+
+@handlers.on("orders")
+async def decide(orders: list[OrderPlaced], tx: Transaction) -> list[OrderConfirmed | OrderRejected | Done]:
+    """Confirms each order and reserves its stock, or rejects it with reasons."""
+    return [
+        Done(f"was {result} already") if isinstance(result, str) else result
+        for result in await store.decide(tx, orders)
+    ]
+
+
+@handlers.on("users")
+async def register(users: list[UserRegistered], tx: Transaction) -> list[UserWelcomed | Done]:
+    """Opens an account for each address that has none."""
+    return [Done(result) if isinstance(result, str) else result for result in await store.register(tx, users)]

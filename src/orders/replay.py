@@ -1,0 +1,198 @@
+"""The load: sends baskets to a running API, and writes down what it was answered.
+
+Every basket has one Idempotency-Key for all its tries, so a request whose answer was lost is sent again
+without becoming a second order. What is written down is the client's own evidence: a 202 in the file is an
+order that must reach an end, whatever died in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from hopline import UsageError, new_id, utcnow
+from orders.dataset import Basket
+
+CONCURRENCY = 32
+TRIES = 1_000
+DEADLINE_SECONDS = 120.0
+"""For all tries of one basket: longer than a broker or an API takes to come back."""
+REQUEST_SECONDS = 30.0
+PAUSE_CAP_SECONDS = 2.0
+_AGAIN = frozenset({409, 429, 502, 503, 504})
+SYNC_SECONDS = 0.2
+
+
+class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one basket."""
+
+    basket_id: str
+    status: int
+    """The last HTTP status; 0: no answer came before the deadline."""
+    order_id: str = ""
+    tries: int = 1
+    started_at: datetime | None = None
+    """When the first try began."""
+    latency_seconds: float = 0.0
+    """Of the last try."""
+    code: str = ""
+    """The problem's code, or the error."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether this order must reach an end."""
+        return self.status == 202
+
+    @property
+    def refused(self) -> bool:
+        """Whether the edge refused it for good."""
+        return 400 <= self.status < 500 and self.status not in _AGAIN
+
+
+class Record:
+    """A file of Sent as NDJSON, written as the answers come and forced to the disk a few times a second.
+
+    An async context manager: leaving it forces out the rest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: list[bytes] = []
+
+    async def __aenter__(self) -> Record:
+        try:
+            self._file = self._path.open("ab")
+        except OSError as error:
+            raise UsageError(f"{self._path} cannot be written: {error}") from None
+        self._task = asyncio.create_task(self._sync_forever(), name="record")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._sync(self._taken())
+        self._file.close()
+
+    def add(self, sent: Sent) -> None:
+        """Takes one; it is on the disk within a fraction of a second."""
+        self._waiting.append(msgspec.json.encode(sent) + b"\n")
+
+    def _taken(self) -> bytes:
+        waiting, self._waiting = self._waiting, []
+        return b"".join(waiting)
+
+    async def _sync_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            data = self._taken()
+            if data:
+                await asyncio.shield(asyncio.to_thread(self._sync, data))
+
+    def _sync(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+async def replay(
+    url: str,
+    baskets: Iterable[Basket],
+    *,
+    rate: float | None = None,
+    concurrency: int = CONCURRENCY,
+    on_progress: Callable[[Sent], None] | None = None,
+    record: Record | None = None,
+    run_id: str | None = None,
+) -> list[Sent]:
+    """Sends every basket to POST `url`/orders; returns what became of each, in the order of their ends.
+
+    `rate` is baskets a second (None: as fast as `concurrency` requests at a time allow). `run_id` keeps apart
+    the keys of two runs with the same baskets; give the same one to go on with an interrupted run.
+    """
+    pacer = _Pacer(baskets, rate)
+    done: list[Sent] = []
+    key_prefix = run_id or new_id()
+
+    async def send_on(session: aiohttp.ClientSession) -> None:
+        while (basket := await pacer.next()) is not None:
+            sent = await _deliver(session, f"{url.rstrip('/')}/orders", basket, f"{key_prefix}-{basket.id}")
+            done.append(sent)
+            if record is not None:
+                record.add(sent)
+            if on_progress is not None:
+                on_progress(sent)
+
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    cookies = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=cookies) as session:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(send_on(session))
+    return done
+
+
+class _Pacer:
+    """Hands out baskets, each not before its turn."""
+
+    def __init__(self, baskets: Iterable[Basket], rate: float | None) -> None:
+        self._baskets: Iterator[Basket] = iter(baskets)
+        self._interval = 1 / rate if rate else 0.0
+        self._due = time.monotonic()
+
+    async def next(self) -> Basket | None:
+        """The next basket at its time; None when there is none left."""
+        basket = next(self._baskets, None)
+        if basket is not None and self._interval:
+            due, self._due = self._due, self._due + self._interval
+            if (wait := due - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+        return basket
+
+
+async def _deliver(session: aiohttp.ClientSession, url: str, basket: Basket, key: str) -> Sent:
+    """Tries until there is an answer that counts, or the deadline is over."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    pause, tries = 0.05, 0
+    started_at = utcnow()
+    while True:
+        tries += 1
+        sent = await _try(session, url, basket, headers, tries, started_at)
+        if (sent.status and sent.status not in _AGAIN) or tries >= TRIES or time.monotonic() + pause > deadline:
+            return sent
+        await asyncio.sleep(pause)
+        pause = min(PAUSE_CAP_SECONDS, pause * 2)
+
+
+async def _try(
+    session: aiohttp.ClientSession, url: str, basket: Basket, headers: dict[str, str], tries: int, started_at: datetime
+) -> Sent:
+    started = time.perf_counter()
+    try:
+        async with session.post(url, data=basket.body, headers=headers) as response:
+            answer = _fields(await response.read())
+            status = response.status
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return Sent(basket.id, 0, "", tries, started_at, time.perf_counter() - started, type(error).__name__)
+    latency = round(time.perf_counter() - started, 6)
+    return Sent(basket.id, status, str(answer.get("id", "")), tries, started_at, latency, str(answer.get("code", "")))
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
