@@ -1,0 +1,202 @@
+"""The broker protocols on a real RabbitMQ node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from hopline import amqp
+from hopline.broker import Delivery, Publish, Published
+from hopline.errors import BrokerUnavailable, TopologyMismatch
+from hopline.message import message
+from hopline.node import Node
+from hopline.rabbitmq import RabbitConsumer, RabbitPublisher, read_queues
+from hopline.topology import Topology, build
+from tests.conftest import NodeFactory
+from tests.support.engine import envelope_for
+from tests.support.waiting import wait_until
+
+TOPOLOGY = build([("apples", "fruit.picked"), ("pears", "fruit.picked")])
+
+
+@message("fruit.picked", key="name")
+class Picked(msgspec.Struct):
+    name: str
+
+
+@asynccontextmanager
+async def publishing(url: str, topology: Topology = TOPOLOGY) -> AsyncIterator[RabbitPublisher]:
+    publisher = RabbitPublisher(url, topology, name="test publish")
+    publisher.start()
+    try:
+        await wait_until(lambda: publisher.ready)
+        yield publisher
+    finally:
+        await publisher.stop()
+
+
+@asynccontextmanager
+async def consuming(
+    url: str, receive: Callable[[list[Delivery]], None], queues: Sequence[str] = ("apples", "pears"), prefetch: int = 100
+) -> AsyncIterator[RabbitConsumer]:
+    consumer = RabbitConsumer(url, TOPOLOGY, name="test consume", queues=queues, prefetch=prefetch, receive=receive)
+    consumer.start()
+    try:
+        await wait_until(lambda: consumer.ready)
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+def picked(count: int, *, exchange: str = "hopline", routing_key: str = "fruit.picked") -> list[Publish]:
+    return [Publish(exchange, routing_key, envelope_for(Picked(str(number)))) for number in range(count)]
+
+
+async def unacked(url: str, node: Node, queue: str) -> int | None:
+    readings = await read_queues(url, node.management_url, [queue])
+    return readings[queue].unacked if queue in readings else None
+
+
+async def test_a_message_arrives_as_it_was_sent(broker_url: str) -> None:
+    received: list[Delivery] = []
+    (sent,) = picked(1)
+
+    async with publishing(broker_url) as publisher, consuming(broker_url, received.extend, ["apples"]):
+        outcomes = await publisher.publish([sent], timeout_seconds=10)
+        await wait_until(lambda: bool(received))
+
+    assert outcomes == [Published.CONFIRMED]
+    (delivery,) = received
+    assert delivery.envelope is not None
+    assert (delivery.envelope.id, delivery.envelope.key, delivery.body) == (sent.envelope.id, "0", sent.envelope.body)
+    assert not delivery.redelivered
+    assert delivery.describe()["message_id"] == sent.envelope.id
+
+
+async def test_an_unroutable_message_is_returned_and_the_others_are_not(broker_url: str) -> None:
+    batch = picked(2) + picked(1, exchange="hopline.to", routing_key="nowhere") + picked(1)
+
+    async with publishing(broker_url) as publisher:
+        outcomes = await publisher.publish(batch, timeout_seconds=10)
+
+    assert outcomes == [Published.CONFIRMED, Published.CONFIRMED, Published.RETURNED, Published.CONFIRMED]
+
+
+async def test_two_queues_on_one_channel_settle_in_any_order(broker_url: str, rabbitmq: Node) -> None:
+    waiting: list[Delivery] = []
+    handled = 0
+
+    async with publishing(broker_url) as publisher, consuming(broker_url, waiting.extend) as consumer:
+        await publisher.publish(picked(300), timeout_seconds=10)
+        while handled < 600:
+            await wait_until(lambda: len(waiting) >= min(150, 600 - handled))
+            batch = [one for one in waiting if one.queue == "pears"][::-1] + [one for one in waiting if one.queue == "apples"]
+            waiting.clear()
+            handled += len(batch)
+            for start in range(0, len(batch), 7):
+                consumer.settle(batch[start : start + 7])
+        await wait_until(lambda: _empty(broker_url, rabbitmq), 15)
+
+        assert consumer.reconnects == 0
+
+
+async def _empty(url: str, node: Node) -> bool:
+    readings = await read_queues(url, node.management_url, ["apples", "pears"])
+    return all(reading.is_empty for reading in readings.values())
+
+
+async def test_what_was_not_settled_is_delivered_again(broker_url: str) -> None:
+    first: list[Delivery] = []
+    again: list[Delivery] = []
+
+    async with publishing(broker_url) as publisher:
+        async with consuming(broker_url, first.extend, ["apples"]) as consumer:
+            await publisher.publish(picked(2), timeout_seconds=10)
+            await wait_until(lambda: len(first) == 2)
+            consumer.settle(first[1:])
+        assert not consumer.owns(first[0])
+        async with consuming(broker_url, again.extend, ["apples"]):
+            await wait_until(lambda: bool(again))
+
+    assert [one.envelope and one.envelope.key for one in again] == ["0"]
+    assert again[0].redelivered
+
+
+async def test_a_queue_with_other_arguments_stops_with_an_explanation(broker_url: str) -> None:
+    connection = await amqp.connect(broker_url)
+    channel = await connection.channel()
+    await channel.declare_queue("apples", arguments={"x-queue-type": "quorum"})
+    await connection.close()
+
+    publisher = RabbitPublisher(broker_url, TOPOLOGY, name="test")
+    publisher.start()
+    try:
+        with pytest.raises(TopologyMismatch, match="delete_queue apples") as mismatch:
+            await asyncio.wait_for(publisher.failed, 10)
+    finally:
+        await publisher.stop()
+    assert mismatch.value.name == "apples"
+
+
+async def test_a_queue_deleted_under_a_consumer_is_made_and_consumed_again(broker_url: str) -> None:
+    received: list[Delivery] = []
+
+    async with publishing(broker_url) as publisher, consuming(broker_url, received.extend, ["apples"]) as consumer:
+        connection = await amqp.connect(broker_url)
+        await (await connection.channel()).delete_queue("apples")
+        await connection.close()
+        await wait_until(lambda: consumer.reconnects == 1 and consumer.ready)
+
+        await publisher.publish(picked(1), timeout_seconds=10)
+        await wait_until(lambda: bool(received))
+
+
+async def test_after_the_loss_of_the_broker_publishes_are_unknown_and_everything_comes_back(rabbitmq_node: NodeFactory) -> None:
+    node = rabbitmq_node()
+    received: list[Delivery] = []
+
+    async with publishing(node.url) as publisher, consuming(node.url, received.extend, ["apples"]) as consumer:
+        await publisher.publish(picked(1), timeout_seconds=10)
+        await wait_until(lambda: len(received) == 1)
+        await asyncio.to_thread(node.kill)
+        outcomes = await publisher.publish(picked(3), timeout_seconds=5)
+        assert not publisher.ready
+        assert publisher.trouble
+        assert not consumer.owns(received[0])
+
+        await asyncio.to_thread(node.start)
+        await wait_until(lambda: publisher.ready and consumer.ready, 30)
+        assert await publisher.publish(picked(1), timeout_seconds=10) == [Published.CONFIRMED]
+        await wait_until(lambda: len(received) >= 3)  # the unsettled one again, and the new one
+
+    assert outcomes == [Published.UNKNOWN] * 3
+
+
+async def test_queues_are_read_with_and_without_the_management_api(broker_url: str, rabbitmq: Node) -> None:
+    received: list[Delivery] = []
+
+    async with publishing(broker_url) as publisher, consuming(broker_url, received.extend, ["apples"]):
+        await publisher.publish(picked(2), timeout_seconds=10)
+        await wait_until(lambda: len(received) == 2)
+        await wait_until(lambda: _unacked_is(broker_url, rabbitmq, 2), 15)
+
+        by_amqp = await read_queues(broker_url, "", ["apples", "pears", "absent"])
+
+    assert set(by_amqp) == {"apples", "pears"}
+    assert by_amqp["apples"].is_empty is None  # two deliveries are out, and AMQP cannot say so
+    assert (by_amqp["pears"].ready, by_amqp["pears"].unacked) == (2, 0)
+
+
+async def _unacked_is(url: str, node: Node, wanted: int) -> bool:
+    return await unacked(url, node, "apples") == wanted
+
+
+async def test_a_broker_that_does_not_answer_is_said_so() -> None:
+    with pytest.raises(BrokerUnavailable, match="cannot be read"):
+        await read_queues("amqp://guest:guest@127.0.0.1:9/", "", ["apples"])
+    with pytest.raises(BrokerUnavailable, match="cannot be read"):
+        await read_queues("amqp://guest:guest@127.0.0.1:9/", "http://guest:guest@127.0.0.1:9", ["apples"])

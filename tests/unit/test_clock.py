@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+from hopline.clock import id_time, new_id, utcnow
+
+
+def test_ids_are_version_7_uuids_that_sort_by_time() -> None:
+    ids = [new_id() for _ in range(20_000)]
+
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    assert {uuid.UUID(identifier).version for identifier in ids} == {7}
+    assert {uuid.UUID(identifier).variant for identifier in ids} == {uuid.RFC_4122}
+
+
+def test_an_id_tells_when_it_was_made() -> None:
+    before = utcnow()
+
+    made = id_time(new_id())
+
+    assert before - timedelta(milliseconds=1) <= made <= utcnow() + timedelta(milliseconds=20)
+    assert made.tzinfo is UTC
+
+
+def test_the_example_of_rfc_9562_reads_as_its_time() -> None:
+    # RFC 9562, appendix A.6: 2022-02-22 19:22:22 UTC
+    assert id_time("017f22e2-79b0-7cc3-98c4-dc0c0c07398f") == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)

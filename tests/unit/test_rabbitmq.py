@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hopline import amqp
+from hopline.clock import id_time, new_id
+from hopline.message import Envelope
+from hopline.rabbitmq import (
+    BACKOFF_CAP_SECONDS,
+    QueueReading,
+    Settlement,
+    backoff_seconds,
+    envelope_of,
+    is_id,
+    properties_of,
+)
+
+
+@dataclass
+class BrokerSide:
+    """The unacknowledged deliveries of a channel, with RabbitMQ's rule: an unknown tag closes the channel."""
+
+    unacked: set[int]
+    closed: bool = False
+    calls: list[tuple[int, bool]] = field(default_factory=list)
+
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        assert tag in self.unacked, f"406 PRECONDITION_FAILED: unknown delivery tag {tag}"
+        self.calls.append((tag, multiple))
+        self.unacked -= {one for one in self.unacked if one <= tag} if multiple else {tag}
+
+
+@given(st.data())
+def test_every_settled_delivery_is_acknowledged_once_and_no_other(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 40))
+    order = data.draw(st.permutations(range(1, count + 1)))
+    broker = BrokerSide(set(range(1, count + 1)))
+    settlement = Settlement(cast(Any, broker))
+
+    settled: set[int] = set()
+    while order:
+        size = data.draw(st.integers(1, len(order)))
+        batch, order = order[:size], order[size:]
+        settlement.settle(batch)
+        settled.update(batch)
+        assert broker.unacked == set(range(1, count + 1)) - settled
+
+
+def test_what_is_settled_in_order_costs_one_acknowledgement() -> None:
+    broker = BrokerSide(set(range(1, 101)))
+    settlement = Settlement(cast(Any, broker))
+
+    settlement.settle(range(1, 101))
+
+    assert broker.calls == [(100, True)]
+
+
+def test_deliveries_of_a_closed_channel_are_forgotten() -> None:
+    broker = BrokerSide({1}, closed=True)
+
+    Settlement(cast(Any, broker)).settle([1])
+
+    assert broker.calls == []
+
+
+def envelope(**changes: Any) -> Envelope:
+    identifier = new_id()
+    values: dict[str, Any] = {
+        "id": identifier,
+        "type": "order.placed",
+        "version": 1,
+        "key": "order-1",
+        "correlation_id": new_id(),
+        "cause_id": None,
+        "created_at": id_time(identifier),
+        "body": b"{}",
+        "headers": {"origin": "POST /orders"},
+    }
+    return Envelope(**{**values, **changes})
+
+
+@given(
+    st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.text(max_size=60), st.booleans(), st.dictionaries(st.sampled_from("abc"), st.text())
+)
+def test_an_envelope_survives_its_amqp_properties(run: int, attempt: int, key: str, caused: bool, headers: dict[str, str]) -> None:
+    sent = envelope(run=run, attempt=attempt, key=key, cause_id=new_id() if caused else None, headers=headers)
+
+    received = envelope_of(cast(Any, SimpleNamespace(properties=properties_of(sent), body=b"{}")))
+
+    assert received == sent
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        amqp.Properties(type="order.placed"),
+        amqp.Properties(message_id="order-1", type="order.placed"),
+        amqp.Properties(message_id="017f22e2-79b0-4cc3-98c4-dc0c0c07398f", type="order.placed"),
+        amqp.Properties(message_id="017f22e2-79b0-7cc3-98c4-dc0c0c07398f"),
+        amqp.Properties(message_id="017f22e2-79b0-7cc3-98c4-dc0c0c07398f", type="x", headers={"hopline-attempt": -1}),
+        amqp.Properties(message_id="017f22e2-79b0-7cc3-98c4-dc0c0c07398f", type="x", headers={"hopline-version": "1"}),
+        amqp.Properties(message_id="017f22e2-79b0-7cc3-98c4-dc0c0c07398f", type="x", headers={"hopline-cause": "me"}),
+    ],
+)
+def test_properties_that_are_not_ours_make_no_envelope(properties: amqp.Properties) -> None:
+    assert envelope_of(cast(Any, SimpleNamespace(properties=properties, body=b""))) is None
+
+
+def test_ids_are_uuids_of_version_7_in_their_canonical_form() -> None:
+    identifier = new_id()
+
+    assert is_id(identifier)
+    assert not is_id(identifier.upper()) or identifier == identifier.upper()
+    assert not is_id(identifier.replace("-", ""))
+    assert not is_id(identifier + "\n")
+    assert not is_id(None)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_backoff_is_bounded(failures: int, chance: float) -> None:
+    assert 0 <= backoff_seconds(failures, chance) <= BACKOFF_CAP_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("reading", "empty"),
+    [
+        (QueueReading(0, 0, 5), True),
+        (QueueReading(1, 0, 0), False),
+        (QueueReading(0, 3, 1), False),
+        (QueueReading(0, None, 1), None),
+        (QueueReading(2, None, 1), False),
+    ],
+)
+def test_a_queue_is_empty_only_if_its_unacknowledged_deliveries_are_known(reading: QueueReading, empty: bool | None) -> None:
+    assert reading.is_empty is empty

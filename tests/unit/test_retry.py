@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hopline.errors import Undecodable, UsageError
+from hopline.outcome import Dead, Retry
+from hopline.retry import RetryPolicy, decide
+
+policies = st.builds(
+    RetryPolicy,
+    attempts=st.integers(1, 100),
+    first_seconds=st.floats(0, 10),
+    cap_seconds=st.floats(10, 10_000),
+    jitter=st.floats(0, 1),
+)
+chances = st.floats(0, 1, exclude_max=True)
+
+
+@given(policies, st.integers(0, 10_000), chances)
+def test_a_delay_is_never_negative_nor_above_the_cap_with_jitter(policy: RetryPolicy, attempt: int, chance: float) -> None:
+    delay = policy.delay_seconds(attempt, chance)
+
+    assert 0 <= delay <= policy.cap_seconds * (1 + policy.jitter)
+
+
+@given(policies, chances)
+def test_delays_grow_for_the_same_chance(policy: RetryPolicy, chance: float) -> None:
+    delays = [policy.delay_seconds(attempt, chance) for attempt in range(20)]
+
+    assert delays == sorted(delays)
+
+
+@given(policies, chances)
+def test_a_message_runs_exactly_as_often_as_the_policy_says(policy: RetryPolicy, chance: float) -> None:
+    attempt = 0
+    while isinstance(decide(OSError("down"), attempt, policy, chance), Retry):
+        attempt += 1
+
+    assert attempt + 1 == policy.attempts
+    assert decide(OSError("down"), attempt, policy, chance) == Dead("exhausted", "down")
+
+
+def test_what_no_retry_can_mend_dies_at_once() -> None:
+    policy = RetryPolicy(never=(ValueError,))
+
+    assert decide(ValueError("bad"), 0, policy, 0.5) == Dead("permanent", "bad")
+    assert decide(Undecodable("bytes"), 0, policy, 0.5) == Dead("undecodable", "bytes")
+    assert isinstance(decide(OSError("x"), 0, policy, 0.5), Retry)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"attempts": 0}, {"first_seconds": -1.0}, {"first_seconds": 5.0, "cap_seconds": 1.0}, {"jitter": 1.5}],
+)
+def test_a_policy_that_makes_no_sense_is_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        RetryPolicy(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from hopline.errors import UsageError
+from hopline.settings import Settings
+
+
+def test_values_come_from_the_environment_and_are_converted() -> None:
+    settings = Settings.from_environment({"HOPLINE_PREFETCH": "7", "HOPLINE_LOG_JSON": "true", "OTHER": "x"})
+
+    assert settings.prefetch == 7
+    assert settings.log_json is True
+    assert settings.lease_seconds == Settings().lease_seconds
+
+
+def test_a_value_that_does_not_parse_is_named() -> None:
+    with pytest.raises(UsageError, match="prefetch"):
+        Settings.from_environment({"HOPLINE_PREFETCH": "many"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("HOPLINE_LEASE_SECONDS", "15", "half of"),
+        ("HOPLINE_RELAY_WINDOW", "0", "at least 1"),
+    ],
+)
+def test_values_that_would_break_a_promise_are_refused(name: str, value: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Settings.from_environment({name: value})
