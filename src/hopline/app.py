@@ -301,7 +301,7 @@ async def _alone(
 ) -> Result | BaseException:
     try:
         (result,) = await together([item])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is this member's result, and its caller raises it
         return error
     return result
 

@@ -93,7 +93,7 @@ class Groups(Generic[Item, Result]):
                 if future is not None:
                     future.cancel()
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every waiter gets it
             results = [error] * len(members)
         for (_, future), result in zip(members, results, strict=True):
             self._resolve(future, result)

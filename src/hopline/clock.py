@@ -10,17 +10,44 @@ import threading
 import time
 from datetime import UTC, datetime
 
-_RANDOM_POOL_BYTES = 8 * 256
-
-_lock = threading.Lock()
-_last_tick = 0
-_pool = b""
-_pool_offset = 0
+_TAIL_BYTES = 8
+_POOL_BYTES = 256 * _TAIL_BYTES
+"""Random bytes are taken from the kernel for so many ids at a time."""
 
 
 def utcnow() -> datetime:
     """The current time, timezone-aware, in UTC."""
     return datetime.now(UTC)
+
+
+class _Ids:
+    """Makes UUIDv7 that are strictly increasing within the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last_tick = 0
+        self._pool = b""
+        self._offset = 0
+
+    def new(self) -> str:
+        with self._lock:
+            milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+            self._last_tick = tick = max(self._last_tick + 1, (milliseconds << 12) | (rest * 4096 // 1_000_000))
+            tail = self._tail()
+        value = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | tail
+        text = f"{value:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    def _tail(self) -> int:
+        """62 random bits."""
+        if self._offset >= len(self._pool):
+            self._pool, self._offset = os.urandom(_POOL_BYTES), 0
+        taken = self._pool[self._offset : self._offset + _TAIL_BYTES]
+        self._offset += _TAIL_BYTES
+        return int.from_bytes(taken, "big") >> 2
+
+
+_ids = _Ids()
 
 
 def new_id() -> str:
@@ -29,22 +56,7 @@ def new_id() -> str:
     Ids made by one process are strictly increasing: the 12 bits after the millisecond hold its fraction
     (method 3 of section 6.2), and a tie or a clock that steps back takes the next free value.
     """
-    global _last_tick, _pool, _pool_offset
-    with _lock:
-        nanoseconds = time.time_ns()
-        milliseconds, rest = divmod(nanoseconds, 1_000_000)
-        tick = (milliseconds << 12) | (rest * 4096 // 1_000_000)
-        if tick <= _last_tick:
-            tick = _last_tick + 1
-        _last_tick = tick
-        if _pool_offset >= len(_pool):
-            _pool = os.urandom(_RANDOM_POOL_BYTES)
-            _pool_offset = 0
-        tail = int.from_bytes(_pool[_pool_offset : _pool_offset + 8], "big") & 0x3FFF_FFFF_FFFF_FFFF
-        _pool_offset += 8
-    value = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0b10 << 62 | tail
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return _ids.new()
 
 
 def id_time(identifier: str) -> datetime:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import functions
 
@@ -40,6 +42,8 @@ from hopline.message import Envelope, type_of
 LOCK_TIMEOUT_SECONDS = 2.0
 IDLE_IN_TRANSACTION_SECONDS = 10.0
 SQLITE_BUSY_SECONDS = 5.0
+SQLITE_PAUSE_SECONDS = 0.001
+SQLITE_PAUSE_CAP_SECONDS = 0.005
 STATEMENT_TIMEOUT_SECONDS = 30.0
 POOL_CONNECTIONS = 8
 POOL_WAIT_SECONDS = 20.0
@@ -52,8 +56,11 @@ Dialect = Literal["sqlite", "postgresql"]
 
 # SQLSTATE: serialization_failure, deadlock_detected, lock_not_available (Postgres documentation, appendix A).
 _CONTENTION_STATES = frozenset({"40001", "40P01", "55P03"})
-# query_canceled is what statement_timeout gives; the 57P0x and 08xxx classes are a server going away.
-_LOST_STATE_PREFIXES = ("08", "57P0", "53")
+# 08xxx and 57P0x are a server going away, 53xxx one without disk, memory or connections, 57014 (query_canceled)
+# is what a statement timeout gives.
+_LOST_STATES = ("08", "57P0", "53", "57014")
+_SQLITE_CONTENTION = ("SQLITE_BUSY", "SQLITE_LOCKED")
+_SQLITE_LOST = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_CORRUPT")
 
 
 class now(functions.GenericFunction[Any]):  # noqa: N801 - an SQL function, spelled like one
@@ -154,23 +161,44 @@ class Transaction:
         except Exception as error:
             raise translate(error) from error
 
-    async def rows(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[sa.Row[Any]]:
+    async def rows(
+        self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[sa.Row[Any]]:
         """All rows of a query."""
         return (await self.execute(statement, parameters)).fetchall()
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """A part that can fail alone: on an exception its writes and its sends are undone."""
-        sends = len(self.sends)
-        nested = await self.connection.begin_nested()
+    async def savepoint(self) -> AsyncIterator[Savepoint]:
+        """A part that can fail alone: on an exception, or by `undo()`, its writes and its sends are undone."""
+        savepoint = Savepoint(self.sends, await self.connection.begin_nested())
         try:
-            yield
+            yield savepoint
         except BaseException:
-            del self.sends[sends:]
-            if nested.is_active:
-                await nested.rollback()
+            await savepoint.undo()
             raise
-        await nested.commit()
+        await savepoint.keep()
+
+
+class Savepoint:
+    """The open part of a transaction. Made by Transaction.savepoint()."""
+
+    def __init__(self, sends: list[Send], nested: AsyncTransaction) -> None:
+        self._sends = sends
+        self._sends_before = len(sends)
+        self._nested = nested
+
+    async def undo(self) -> None:
+        """Takes back what was written and sent since the savepoint."""
+        del self._sends[self._sends_before :]
+        if self._nested.is_active:
+            with translated():
+                await self._nested.rollback()
+
+    async def keep(self) -> None:
+        """Makes it part of the transaction, unless it was undone."""
+        if self._nested.is_active:
+            with translated():
+                await self._nested.commit()
 
 
 class Database:
@@ -182,7 +210,9 @@ class Database:
         self.message_limit_bytes = message_limit_bytes
         self.riders: list[Rider] = []
         self._reader = _engine(self.url, POOL_CONNECTIONS)
-        self._writer = _engine(self.url, 1, "BEGIN IMMEDIATE") if self.dialect == "sqlite" else self._reader
+        self._writer = (
+            _engine(self.url, 1, "BEGIN IMMEDIATE", busy_seconds=0.0) if self.dialect == "sqlite" else self._reader
+        )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -196,8 +226,7 @@ class Database:
             landings: list[Callable[[bool], None]] = []
             committed = False
             try:
-                with translated():
-                    await connection.begin()
+                await self._begin(connection)
                 yield tx
                 for rider in self.riders:
                     landing = await rider.board(tx)
@@ -210,6 +239,23 @@ class Database:
                     await _rollback(connection)
                 for landing in landings:
                     landing(committed)
+
+    async def _begin(self, connection: AsyncConnection) -> None:
+        """On SQLite this waits for the other processes' writers. SQLite's own waiting sleeps up to 100 ms at a
+        time while the lock changes hands many times a second, so it is done here, in small steps."""
+        give_up_at = time.monotonic() + SQLITE_BUSY_SECONDS
+        pause = SQLITE_PAUSE_SECONDS
+        while True:
+            try:
+                with translated():
+                    await connection.begin()
+                    return
+            except DatabaseContention:
+                await _rollback(connection)
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(SQLITE_PAUSE_CAP_SECONDS, pause * 1.5)
 
     async def _commit(self, connection: AsyncConnection) -> None:
         try:
@@ -261,7 +307,8 @@ class Database:
         missing = [table for table in wanted if table not in present]
         if missing:
             raise UsageError(
-                f"the database has no table {missing[0]!r}; run `hopline migrate` with the same HOPLINE_DATABASE_URL first"
+                f"the database has no table {missing[0]!r}; "
+                "run `hopline migrate` with the same HOPLINE_DATABASE_URL first"
             )
 
     async def close(self) -> None:
@@ -286,22 +333,25 @@ class translated:  # noqa: N801 - a context manager, spelled like a function
 
 def translate(error: Exception) -> Exception:
     """The hopline.errors equivalent of a driver's exception; the exception itself if it is no outside failure."""
-    if isinstance(error, DatabaseError):
-        return error
+    if isinstance(error, exc.DBAPIError):
+        return _translate_driver(error)
     if isinstance(error, exc.TimeoutError | TimeoutError):
         return DatabaseUnavailable("no connection to the database within the deadline")
-    if isinstance(error, exc.DBAPIError):
-        original = error.orig if error.orig is not None else error
-        state = str(getattr(original, "sqlstate", "") or "")
-        text = str(original).strip()
-        if state in _CONTENTION_STATES or "database is locked" in text or "database table is locked" in text:
-            return DatabaseContention(f"the database refused for now: {text}")
-        lost = error.connection_invalidated or state.startswith(_LOST_STATE_PREFIXES) or state == "57014"
-        if lost or isinstance(error, exc.InterfaceError) or "disk" in text or "unable to open" in text:
-            return DatabaseUnavailable(f"the database cannot be used now: {text}")
-        return error
     if isinstance(error, OSError):
         return DatabaseUnavailable(f"no connection to the database: {error}")
+    return error
+
+
+def _translate_driver(error: exc.DBAPIError) -> Exception:
+    original = error.orig if error.orig is not None else error
+    state = str(getattr(original, "sqlstate", "") or "")  # Postgres
+    code = str(getattr(original, "sqlite_errorname", "") or "")  # https://www.sqlite.org/rescode.html
+    text = str(original).strip()
+    if state in _CONTENTION_STATES or code.startswith(_SQLITE_CONTENTION):
+        return DatabaseContention(f"the database refused for now: {text}")
+    lost = error.connection_invalidated or isinstance(error, exc.InterfaceError)
+    if lost or state.startswith(_LOST_STATES) or code.startswith(_SQLITE_LOST):
+        return DatabaseUnavailable(f"the database cannot be used now: {text}")
     return error
 
 
@@ -333,9 +383,7 @@ def insert(dialect: Dialect, table: sa.Table) -> sqlite.Insert | postgresql.Inse
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
-async def retried(
-    work: Callable[[], Awaitable[Result]], *, attempts: int = 5, first_seconds: float = 0.01
-) -> Result:
+async def retried(work: Callable[[], Awaitable[Result]], *, attempts: int = 5, first_seconds: float = 0.01) -> Result:
     """Runs a whole transaction again after DatabaseContention, which rolled it back: a bounded number of times."""
     for attempt in range(attempts):
         try:
@@ -360,20 +408,22 @@ def _parse(url: str) -> sa.URL:
         driver = ""
     if driver not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
         raise UsageError(
-            f"the database URL begins with {driver or url.split(':')[0]!r}; "
+            f"the database URL begins with {driver or url.split(':', maxsplit=1)[0]!r}; "
             "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name"
         )
     return parsed
 
 
-def _engine(url: sa.URL, connections: int, sqlite_begin: str = "BEGIN") -> AsyncEngine:
+def _engine(
+    url: sa.URL, connections: int, sqlite_begin: str = "BEGIN", *, busy_seconds: float = SQLITE_BUSY_SECONDS
+) -> AsyncEngine:
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(
             url,
             pool_size=connections,
             max_overflow=0,
             pool_timeout=POOL_WAIT_SECONDS,
-            connect_args={"timeout": SQLITE_BUSY_SECONDS},
+            connect_args={"timeout": busy_seconds},
         )
         sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin(sqlite_begin))

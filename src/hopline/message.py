@@ -18,6 +18,9 @@ from hopline.errors import UnknownType, UsageError
 
 ATTRIBUTE = "__hopline_message__"
 
+NAME_BYTES = 255
+"""AMQP's limit of a short string, which a routing key is."""
+
 M = TypeVar("M", bound=type[msgspec.Struct])
 
 
@@ -68,11 +71,11 @@ def message(name: str, *, key: str, version: int = 1, optional: bool = False) ->
     key, `version` grows with every incompatible change of the fields, `optional` says that a message which no
     queue takes is no fault.
     """
-    if not name or len(name.encode()) > 255 or any(c.isspace() for c in name):
+    if not name or len(name.encode()) > NAME_BYTES or any(c.isspace() for c in name):
         raise UsageError(f"a message name is 1 to 255 bytes without blanks, like 'order.placed', not {name!r}")
 
     def declare(cls: M) -> M:
-        if not (isinstance(cls, type) and issubclass(cls, msgspec.Struct)):
+        if not issubclass(cls, msgspec.Struct):
             raise UsageError(f"@message({name!r}) goes on a msgspec.Struct, not on {cls!r}")
         if key not in cls.__struct_fields__:
             raise UsageError(f"@message({name!r}): the key {key!r} is no field of {cls.__name__}")

@@ -580,7 +580,8 @@ def _command_line(pid: int) -> str:
     except OSError:
         if Path("/proc/self").exists():
             return ""
-    listing = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    command = ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)]  # macOS
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"{listing.stdout.strip()} "
 
 

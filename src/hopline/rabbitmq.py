@@ -45,6 +45,11 @@ ATTEMPT_HEADER = "hopline-attempt"
 _OWN_HEADERS = frozenset({VERSION_HEADER, KEY_HEADER, CAUSE_HEADER, RUN_HEADER, ATTEMPT_HEADER})
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
+_PROPERTIES = (
+    "content_type", "content_encoding", "delivery_mode", "priority", "correlation_id", "reply_to", "expiration",
+    "message_id", "timestamp", "type", "user_id", "app_id", "headers",
+)  # fmt: skip
+
 log = structlog.get_logger("hopline.rabbitmq")
 
 _OUTCOMES = {
@@ -217,7 +222,11 @@ class RabbitConsumer(Link):
         """See broker.Consumer."""
         for settlement in {d.receipt.settlement for d in deliveries if isinstance(d.receipt, Receipt)}:
             settlement.settle(
-                [d.receipt.tag for d in deliveries if isinstance(d.receipt, Receipt) and d.receipt.settlement is settlement]
+                [
+                    d.receipt.tag
+                    for d in deliveries
+                    if isinstance(d.receipt, Receipt) and d.receipt.settlement is settlement
+                ]
             )
 
     async def stop_taking(self) -> None:
@@ -338,10 +347,12 @@ def _read_by_management(management_url: str, vhost: str, names: Sequence[str]) -
     url = f"{parts.scheme}://{parts.hostname}{port}/api/queues/{urllib.parse.quote(vhost, safe='')}?columns={columns}"
     credentials = f"{urllib.parse.unquote(parts.username or 'guest')}:{urllib.parse.unquote(parts.password or 'guest')}"
     token = base64.b64encode(credentials.encode()).decode()
-    request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})
-    with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_SECONDS) as response:
+    request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})  # noqa: S310 - the operator set this URL
+    with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_SECONDS) as response:  # noqa: S310
         rows = msgspec.json.decode(response.read(), type=list[_ManagementQueue])
-    return {r.name: QueueReading(r.messages_ready, r.messages_unacknowledged, r.consumers) for r in rows if r.name in names}
+    return {
+        r.name: QueueReading(r.messages_ready, r.messages_unacknowledged, r.consumers) for r in rows if r.name in names
+    }
 
 
 class _ManagementQueue(msgspec.Struct):
@@ -368,7 +379,7 @@ async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, Queu
 
 def backoff_seconds(failures: int, chance: float) -> float:
     """Full jitter: evenly between nothing and a bound that doubles with each failure (`chance` is in [0, 1))."""
-    return chance * min(BACKOFF_CAP_SECONDS, BACKOFF_FIRST_SECONDS * 2 ** min(failures, 16))
+    return chance * min(BACKOFF_CAP_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 16))
 
 
 def properties_of(envelope: Envelope) -> amqp.Properties:
@@ -446,9 +457,9 @@ def describe(delivery: amqp.Delivery) -> dict[str, object]:
         properties = delivery.properties
     except amqp.AMQPError as error:
         return {"unreadable": str(error), "exchange": delivery.exchange, "routing_key": delivery.routing_key}
-    names = ("content_type", "content_encoding", "delivery_mode", "priority", "correlation_id", "reply_to")
-    names += ("expiration", "message_id", "timestamp", "type", "user_id", "app_id", "headers")
-    values = {name: _jsonable(getattr(properties, name)) for name in names if getattr(properties, name) is not None}
+    values = {
+        name: _jsonable(getattr(properties, name)) for name in _PROPERTIES if getattr(properties, name) is not None
+    }
     return {**values, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
 
 

@@ -144,7 +144,11 @@ class Relay:
                 self.published += len(sent)
                 self._confirmed += sent
                 self._to_mark.set()
-        unsent = [(*pair, outcome) for pair, outcome in zip(sends, outcomes, strict=True) if not self._is_sent(pair[0], outcome)]
+        unsent = [
+            (*pair, outcome)
+            for pair, outcome in zip(sends, outcomes, strict=True)
+            if not self._is_sent(pair[0], outcome)
+        ]
         if unsent:
             await self._put_back(unsent)
 

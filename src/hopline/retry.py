@@ -34,7 +34,7 @@ class RetryPolicy:
     def delay_seconds(self, attempt: int, random: float) -> float:
         """The wait after attempt number `attempt` (0 is the first) failed; `random` is in [0, 1)."""
         exponent = min(attempt, 62)  # 2**62 is far above any cap and still exact
-        delay = min(self.cap_seconds, self.first_seconds * 2**exponent)
+        delay = min(self.cap_seconds, self.first_seconds * 2.0**exponent)
         return delay * (1 + self.jitter * (2 * random - 1))
 
     def longest_seconds(self) -> float:

@@ -1,9 +1,9 @@
 """The engine's tables (SQLAlchemy Core), the same on SQLite and Postgres. docs/reference/tables.md tells their story.
 
 `messages` never change. `outbox` has one thin row per send, so that marking never rewrites a body: `next_at`
-is due time and lease in one, NULL once sent or cancelled. `inbox` holds only what is finished. Keys begin with the message id: it serves
-the trace too, and keeps SQLite's planner from walking all of an endpoint's rows. Ids are UUIDv7
-and times UTC; on SQLite both are text that sorts.
+is due time and lease in one, NULL once sent or cancelled. `inbox` holds only what is finished. Keys begin with
+the message id: it serves the trace too, and keeps SQLite's planner from walking all of an endpoint's rows.
+Ids are UUIDv7 and times UTC; on SQLite both are text that sorts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
             return value
         return value.astimezone(UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
 
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002 - its interface
         """Always timezone-aware, in UTC."""
         if value is None:
             return None

@@ -74,7 +74,9 @@ async def _flow(connection: AsyncConnection, key: str) -> Sequence[sa.Row[Any]]:
 
 def _made(row: sa.Row[Any]) -> list[Step]:
     cause = f", caused by {row.cause_id}" if row.cause_id else ""
-    steps = [Step(id_time(row.id), "message", row.id, row.type, f"{row.type} v{row.version}, {len(row.body)} bytes{cause}")]
+    steps = [
+        Step(id_time(row.id), "message", row.id, row.type, f"{row.type} v{row.version}, {len(row.body)} bytes{cause}")
+    ]
     if origin := row.headers.get(ORIGIN_HEADER):
         steps.insert(0, Step(id_time(row.id), "request", row.id, row.type, origin))
     return steps
@@ -86,9 +88,17 @@ def _sent(row: sa.Row[Any], type_name: str) -> list[Step]:
     failures = f", {row.sends} failed sends" if row.sends else ""
     steps = [Step(id_time(row.id), "outbox", row.message_id, type_name, f"stored {to}{which}{failures}")]
     if row.sent_at is not None:
-        steps.append(Step(row.sent_at, "confirm", row.message_id, type_name, f"confirmed by RabbitMQ and marked{which}"))
+        steps.append(
+            Step(row.sent_at, "confirm", row.message_id, type_name, f"confirmed by RabbitMQ and marked{which}")
+        )
     elif row.next_at is not None:
-        steps[0] = Step(id_time(row.id), "outbox", row.message_id, type_name, f"waits {to}{which}{failures}, due {row.next_at:%H:%M:%S}")
+        steps[0] = Step(
+            id_time(row.id),
+            "outbox",
+            row.message_id,
+            type_name,
+            f"waits {to}{which}{failures}, due {row.next_at:%H:%M:%S}",
+        )
     else:
         steps.append(Step(id_time(row.id), "cancelled", row.message_id, type_name, f"not sent{which}"))
     return steps

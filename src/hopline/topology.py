@@ -21,6 +21,8 @@ EXCHANGE = "hopline"
 DIRECT_EXCHANGE = "hopline.to"
 DEAD_EXCHANGE = "hopline.dead"
 DELIVERY_LIMIT = 20
+QUEUE_NAME_BYTES = 250
+"""AMQP allows 255, and `.dead` needs five."""
 UNLIMITED_DELIVERIES = 1_000_000_000
 
 
@@ -82,7 +84,7 @@ def check_queue_name(name: str) -> None:
     """UsageError unless the name is one that RabbitMQ and the `.dead` convention can take."""
     if not name or name.startswith("amq.") or name.endswith(".dead") or any(c.isspace() for c in name):
         raise UsageError(f"{name!r} is no queue name: not empty, no blanks, not 'amq.…', not '….dead'")
-    if len(name.encode()) > 250:
+    if len(name.encode()) > QUEUE_NAME_BYTES:
         raise UsageError(f"the queue name {name[:40]!r}… is longer than 250 bytes")
 
 

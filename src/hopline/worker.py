@@ -83,7 +83,9 @@ class Worker:
         for endpoint in handlers:
             lane = TransactionLane(self._desk, endpoint) if endpoint.transactional else EffectLane(self._desk, endpoint)
             self._lanes[endpoint.queue, endpoint.type.name, endpoint.type.version] = lane
-        self._parking = Groups(self._park, max_members=self._desk.group_members, name="parking", on_error=self._desk.crash)
+        self._parking = Groups(
+            self._park, max_members=self._desk.group_members, name="parking", on_error=self._desk.crash
+        )
 
     @property
     def crashed(self) -> asyncio.Future[None]:
@@ -155,7 +157,9 @@ class TooOld(MessageError):
     reason = "too-old"
 
     def __init__(self, created_at: datetime, oldest: timedelta) -> None:
-        super().__init__(f"made at {created_at:%Y-%m-%d %H:%M} UTC, longer ago than the inbox remembers ({oldest.days} days)")
+        super().__init__(
+            f"made at {created_at:%Y-%m-%d %H:%M} UTC, longer ago than the inbox remembers ({oldest.days} days)"
+        )
 
 
 class Desk:
@@ -229,7 +233,9 @@ class Desk:
         if failed:
             await self._store_failures(tx, endpoint, failed)
 
-    async def _store_failures(self, tx: Transaction, endpoint: Endpoint, failed: Sequence[tuple[Member, Handled]]) -> None:
+    async def _store_failures(
+        self, tx: Transaction, endpoint: Endpoint, failed: Sequence[tuple[Member, Handled]]
+    ) -> None:
         await inbox.release(tx, endpoint.name, sorted(member.envelope.id for member, _ in failed))
         rows: list[Attempt] = []
         letters: list[DeadLetter] = []
@@ -371,7 +377,7 @@ class Effect:
 
     member: Member
     deliveries: list[Delivery]
-    handled: Handled = Handled(Done())  # noqa: RUF009 - immutable
+    handled: Handled = Handled(Done())
 
 
 class EffectLane(Lane):
@@ -445,7 +451,7 @@ class EffectLane(Lane):
                     return  # the channel died while it waited: it is somebody else's by now
                 effect.handled = await _run_one(self.endpoint, None, effect.member)
             await self._settlement.submit(effect)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed to the process, which stops
             self._desk.crash(error)
         finally:
             self._effects.pop(effect.member.envelope.id, None)
@@ -487,14 +493,10 @@ async def _run_group(endpoint: Endpoint, tx: Transaction, members: list[Member])
 
 async def _run_apart(endpoint: Endpoint, tx: Transaction, member: Member) -> Handled:
     """Runs the handler for one member inside a savepoint, which is undone unless it ends as Done."""
-    handled = Handled(Done())
-    try:
-        async with tx.savepoint():
-            handled = await _run_one(endpoint, tx, member)
-            if not isinstance(handled.outcome, Done):
-                raise MemberFailed(alone=False)
-    except MemberFailed:
-        pass
+    async with tx.savepoint() as savepoint:
+        handled = await _run_one(endpoint, tx, member)
+        if not isinstance(handled.outcome, Done):
+            await savepoint.undo()
     return handled
 
 
@@ -514,7 +516,7 @@ async def _run_one(endpoint: Endpoint, tx: Transaction | None, member: Member) -
                 handled = handled_of(await endpoint.function(member.message, **arguments), endpoint)
     except DatabaseError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a handler raises is an attempt that failed
         outcome = decide(error, member.envelope.attempt, endpoint.retry, random.random())
         return Handled(outcome, error=error, seconds=time.perf_counter() - started)
     return replace(handled, seconds=time.perf_counter() - started)
@@ -541,8 +543,10 @@ async def _deadline(endpoint: Endpoint) -> AsyncIterator[None]:
         async with asyncio.timeout(endpoint.deadline_seconds):
             yield
     except TimeoutError as error:
-        raise TimeoutError(f"the handler of {endpoint.name} or something in it ran into its deadline "
-                           f"({endpoint.deadline_seconds:g} s): {error}") from error
+        raise TimeoutError(
+            f"the handler of {endpoint.name} or something in it ran into its deadline "
+            f"({endpoint.deadline_seconds:g} s): {error}"
+        ) from error
 
 
 def handled_of(answer: object, endpoint: Endpoint) -> Handled:

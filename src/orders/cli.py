@@ -55,9 +55,7 @@ def demo_command(
 
 
 @app.command()
-def api(
-    host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000
-) -> None:
+def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000) -> None:
     """Serve the HTTP API. SIGTERM lets requests finish, then drains."""
     settings = Settings.from_environment()
     server = uvicorn.Server(
@@ -101,7 +99,9 @@ def mailbox_command(
 @app.command(name="load-catalogue")
 def load_catalogue(
     file: Annotated[Path | None, typer.Option(help="NDJSON, may be gzipped. Default: the shipped catalogue.")] = None,
-    on_hand: Annotated[int, typer.Option(min=0, help="Units of a product whose line does not say.")] = catalogue.ON_HAND,
+    on_hand: Annotated[
+        int, typer.Option(min=0, help="Units of a product whose line does not say.")
+    ] = catalogue.ON_HAND,
     restock: Annotated[bool, typer.Option("--restock", help="Set the stock of known products too.")] = False,
 ) -> None:
     """Make the tables and load products and stock into the database."""
@@ -123,7 +123,7 @@ def main() -> None:
     try:
         app()
     except HoplineError as error:
-        print(f"orders: {error}", file=sys.stderr)
+        typer.echo(f"orders: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 3)
 
 

@@ -16,11 +16,11 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from itertools import cycle, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ async def main(options: DemoOptions) -> int:
     stack_options = StackOptions(options.folder, "demo", options.workers, options.database_url, fresh=True)
     with console.status("Starting a private RabbitMQ node, the mailbox, the API and the worker …") as status:
         began = time.monotonic()
-        async with running(stack_options, lambda role, line: None) as stack:
+        async with running(stack_options, lambda _role, _line: None) as stack:
             status.stop()
             console.print(f"Everything is up after {time.monotonic() - began:.1f} s: {stack.api_url}, {stack.node.url}")
             report = await until(stop, send_and_account(stack, options, console))
@@ -127,7 +127,7 @@ async def until(stop: asyncio.Event, work: Any) -> Report | None:
 
 async def send_and_account(stack: Stack, options: DemoOptions, console: Console) -> Report:
     """Sends the baskets, waits for all of them, and makes the report."""
-    baskets = list(islice(cycle(dataset.read()), options.orders))
+    baskets = list(islice(repeated(), options.orders))
     database = Database(stack.database_url)
     began = utcnow()
     stock_before = await stock(database)
@@ -143,12 +143,19 @@ async def send_and_account(stack: Stack, options: DemoOptions, console: Console)
                 baskets,
                 rate=options.rate,
                 concurrency=CONCURRENCY,
-                on_progress=lambda sent: progress.advance(sending),
+                on_progress=lambda _: progress.advance(sending),
             )
             await settle(database, stack.ledger, {answer.order_id for answer in answers if answer.accepted}, progress)
         return await account(database, stack, answers, stock_before, began)
     finally:
         await database.close()
+
+
+def repeated() -> Iterator[dataset.Basket]:
+    """The shipped baskets, over and over; from the second round on their ids (the idempotency keys) differ."""
+    for turn in count():
+        for basket in dataset.read():
+            yield basket if turn == 0 else dataset.Basket(f"{basket.id}-{turn}", basket.body)
 
 
 async def settle(database: Database, ledger: Path, accepted: set[str], progress: Progress) -> None:
@@ -189,10 +196,16 @@ async def account(
     accepted = {answer.order_id: answer for answer in answers if answer.accepted}
     async with database.reading() as connection:
         columns = store.orders.c
-        query = sa.select(columns.id, columns.state, columns.lines, columns.decided_at).where(columns.accepted_at >= began)
+        query = sa.select(columns.id, columns.state, columns.lines, columns.decided_at).where(
+            columns.accepted_at >= began
+        )
         rows = {row.id: row for row in (await connection.execute(query)).fetchall()}
-    confirmed = [identifier for identifier in accepted if identifier in rows and rows[identifier].state == store.CONFIRMED]
-    rejected = [identifier for identifier in accepted if identifier in rows and rows[identifier].state == store.REJECTED]
+    confirmed = [
+        identifier for identifier in accepted if identifier in rows and rows[identifier].state == store.CONFIRMED
+    ]
+    rejected = [
+        identifier for identifier in accepted if identifier in rows and rows[identifier].state == store.REJECTED
+    ]
     mails = list(mailbox.mails(stack.ledger))
     copies = Counter(mail.message_id for mail in mails)
     mailed = {found[0] for mail in mails if (found := _ORDER_ID.search(mail.subject))}
@@ -207,7 +220,9 @@ async def account(
     last = max((mail.at for mail in mails), default=began)
     first = min((answer.started_at for answer in answers if answer.started_at), default=began)
     posts = [answer.latency_seconds for answer in accepted.values()]
-    decisions = [(rows[identifier].decided_at - accepted[identifier].started_at).total_seconds() for identifier in confirmed]
+    decisions = [
+        (rows[identifier].decided_at - accepted[identifier].started_at).total_seconds() for identifier in confirmed
+    ]
     return Report(
         sent=len(answers),
         accepted=len(accepted),
@@ -270,9 +285,9 @@ def show(report: Report, console: Console) -> None:
         ("missing", report.missing, "accepted, but no terminal state or no email"),
         ("duplicated", report.duplicated, "emails or stock movements beyond one"),
     )
-    for name, count, note in counts:
-        bad = count and name in ("failed", "missing", "duplicated")
-        table.add_row(name, f"{count:,}", note, style="red" if bad else None)
+    for name, figure, note in counts:
+        bad = figure and name in ("failed", "missing", "duplicated")
+        table.add_row(name, f"{figure:,}", note, style="red" if bad else None)
     table.add_row("orders a second", f"{report.orders_per_second:,.0f}", "from the first POST to the last email")
     table.add_row("POST", f"{report.post_p50_ms:g} / {report.post_p99_ms:g} ms", "p50 / p99")
     table.add_row("POST to confirmed", f"{report.confirmed_p50_ms:g} / {report.confirmed_p99_ms:g} ms", "p50 / p99")

@@ -21,7 +21,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 30.0
 RESTART_SECONDS = 0.5
 RESTART_CAP_SECONDS = 5.0
+STEADY_SECONDS = 10.0
+"""A role that has run for so long and dies is started again without delay."""
 LOG_LINE_BYTES = 1 << 16
 APP = "orders.wiring:app"
 
@@ -64,7 +66,9 @@ class StackError(OutsideError):
 class Role:
     """One supervised process: started again when it dies, until it is stopped."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Log, url: str = "") -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Log, url: str = ""
+    ) -> None:
         self.name = name
         self.url = url
         self.restarts = 0
@@ -73,7 +77,7 @@ class Role:
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.on_restart: Callable[[], None] = lambda: None
 
     @property
@@ -84,6 +88,7 @@ class Role:
 
     async def start(self) -> None:
         """Starts the process and its supervision."""
+        self._stopping.clear()
         await self._spawn()
         self._supervisor = asyncio.create_task(self._supervise(), name=f"supervise {self.name}")
 
@@ -94,7 +99,7 @@ class Role:
 
     async def stop(self) -> None:
         """SIGTERM, which drains; SIGKILL after a deadline."""
-        self._stopping = True
+        self._stopping.set()
         self.signal(signal.SIGTERM)
         if self._supervisor is None:
             return
@@ -119,30 +124,31 @@ class Role:
     async def _supervise(self) -> None:
         failures = 0
         while True:
-            assert self._process is not None
             began = time.monotonic()
-            await self._pump()
-            status = await self._process.wait()
-            if self._stopping:
+            status = await self._ended()
+            if self._stopping.is_set():
                 return
-            failures = 0 if time.monotonic() - began > 10 else failures + 1
+            failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures + 1
             self._log(self.name, f"ended with status {status}; starting it again")
-            await asyncio.sleep(min(RESTART_CAP_SECONDS, RESTART_SECONDS * 2 ** min(failures, 8)))
-            if self._stopping:
+            with contextlib.suppress(TimeoutError):
+                pause = min(RESTART_CAP_SECONDS, RESTART_SECONDS * 2 ** min(failures, 8))
+                await asyncio.wait_for(self._stopping.wait(), pause)
                 return
             self.restarts += 1
             await self._spawn()
             self.on_restart()
 
-    async def _pump(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
+    async def _ended(self) -> int:
+        """Logs what the process says until it ends; its exit status."""
+        assert self._process is not None
+        assert self._process.stdout is not None
         while True:
             try:
                 line = await self._process.stdout.readline()
             except ValueError:  # longer than the limit: asyncio has dropped it
                 line = b"(a log line that was too long was left out)\n"
             if not line:
-                return
+                return await self._process.wait()
             self._log(self.name, line.decode(errors="replace").rstrip())
 
 
@@ -177,7 +183,9 @@ class Stack:
     async def start(self) -> None:
         """Starts everything; returns when the API is ready."""
         if find_sbin() is None:
-            raise UsageError("RabbitMQ is not installed; run ./dev, which installs it, or apt-get install rabbitmq-server")
+            raise UsageError(
+                "RabbitMQ is not installed; run ./dev, which installs it, or apt-get install rabbitmq-server"
+            )
         mailbox = self._orders("mailbox", "--port", self._mailbox_port, "--ledger", self.ledger)
         await self._start_role("mailbox", mailbox, f"smtp://127.0.0.1:{self._mailbox_port}")
         self._log("rabbitmq", "starting a private node")
@@ -202,7 +210,10 @@ class Stack:
 
     def write_files(self) -> None:
         """Writes run.json (who runs where) and env.json (how to reach it)."""
-        roles = [{"role": role.name, "pid": role.pid, "url": role.url, "ports": _ports(role.url)} for role in self.roles.values()]
+        roles = [
+            {"role": role.name, "pid": role.pid, "url": role.url, "ports": _ports(role.url)}
+            for role in self.roles.values()
+        ]
         node = {"role": "rabbitmq", "pid": self.node.pid, "url": self.node.url, "ports": self.node.ports}
         urls = {"api": self.api_url, "docs": f"{self.api_url}/docs", "rabbitmq": self.node.management_url}
         run = {
@@ -238,7 +249,9 @@ class Stack:
         for line in output.decode(errors="replace").splitlines():
             self._log(name, line)
         if process.returncode:
-            raise StackError(f"{name} failed with status {process.returncode}: {output.decode(errors='replace')[-2000:]}")
+            raise StackError(
+                f"{name} failed with status {process.returncode}: {output.decode(errors='replace')[-2000:]}"
+            )
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -280,7 +293,7 @@ def remove(data: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path):  # type: ignore[no-untyped-def]
+def locked(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; the kernel lets go of it however the process ends."""
     with (folder / "lock").open("a+") as lock:
         try:
@@ -297,7 +310,7 @@ def locked(folder: Path):  # type: ignore[no-untyped-def]
 
 
 @contextlib.contextmanager
-def log_files(folder: Path, log: Log):  # type: ignore[no-untyped-def]
+def log_files(folder: Path, log: Log) -> Iterator[Log]:
     """A Log that also appends to one file a role."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, IO[str]] = {}
@@ -332,7 +345,7 @@ def _answers(port: int) -> bool:
 
 def _get_json(url: str) -> dict[str, object]:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own API
             answer: dict[str, object] = json.load(response)
     except urllib.error.HTTPError as error:
         return {"status": error.code}

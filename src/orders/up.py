@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from orders.stack import Stack, StackOptions, running
+from orders.stack import Log, Stack, StackOptions, running
 
 _COLOURS = {"rabbitmq": "magenta", "api": "cyan", "worker": "green", "mailbox": "blue", "catalogue": "yellow"}
 
@@ -33,7 +33,7 @@ def stop_event() -> asyncio.Event:
     return stop
 
 
-def log_to(console: Console):  # type: ignore[no-untyped-def]
+def log_to(console: Console) -> Log:
     """A stack's Log: each line behind its role's name, in its role's colour."""
 
     def log(role: str, line: str) -> None:
@@ -45,7 +45,8 @@ def log_to(console: Console):  # type: ignore[no-untyped-def]
 
 def welcome(stack: Stack) -> Text:
     """What runs, and what to try."""
-    body = '{"customer":{"name":"Ann","email":"ann@example.com"},"lines":[{"sku":"1095275","quantity":1,"unit_price":"0.50"}]}'
+    line = '{"sku":"1095275","quantity":1,"unit_price":"0.50"}'
+    body = f'{{"customer":{{"name":"Ann","email":"ann@example.com"}},"lines":[{line}]}}'
     return Text.assemble(
         ("\nThe road is open.\n", "bold green"),
         f"  API        {stack.api_url}   (pages: {stack.api_url}/docs)\n",

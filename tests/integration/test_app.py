@@ -72,7 +72,9 @@ async def done(producer: Producer, wanted: int) -> bool:
     return len(await rows(producer.database, schema.inbox)) == wanted
 
 
-async def test_a_message_goes_all_the_way_and_its_story_can_be_told(database_url: str, broker_url: str, rabbitmq: Node) -> None:
+async def test_a_message_goes_all_the_way_and_its_story_can_be_told(
+    database_url: str, broker_url: str, rabbitmq: Node
+) -> None:
     app = program(database_url, broker_url, rabbitmq)
     await app.migrate()
     async with app.working() as working:
@@ -126,8 +128,15 @@ async def test_the_audit_names_what_the_broker_lost(database_url: str, broker_ur
         kept = sa.select(schema.messages.c.id).where(schema.messages.c.key == "kept").scalar_subquery()
         await tx.execute(
             sa.insert(schema.inbox).values(
-                message_id=kept, endpoint="things/thing.made", run=0, attempt=0, outcome="done", note="",
-                worker="w", started_at=utcnow(), done_at=utcnow(),
+                message_id=kept,
+                endpoint="things/thing.made",
+                run=0,
+                attempt=0,
+                outcome="done",
+                note="",
+                worker="w",
+                started_at=utcnow(),
+                done_at=utcnow(),
             )  # fmt: skip
         )
 
@@ -207,7 +216,9 @@ async def test_without_its_tables_a_role_does_not_start(database_url: str, broke
             pass
 
 
-async def test_a_queue_that_nobody_handles_is_refused(sqlite_database_url: str, broker_url: str, rabbitmq: Node) -> None:
+async def test_a_queue_that_nobody_handles_is_refused(
+    sqlite_database_url: str, broker_url: str, rabbitmq: Node
+) -> None:
     app = program(sqlite_database_url, broker_url, rabbitmq)
     await app.migrate()
 

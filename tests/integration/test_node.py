@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import HTTPBasicAuthHandler, HTTPPasswordMgrWithDefaultRealm, build_opener
@@ -20,6 +21,7 @@ from hopline import Node
 from hopline.amqp import AMQPError, Outgoing, Properties, connect
 from hopline.node import NodeError
 from tests.conftest import NodeFactory
+from tests.support.queues import sync_queues
 from tests.support.waiting import wait_until, wait_until_sync
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -74,6 +76,13 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+def owner_of(folder: Path) -> subprocess.Popen[str]:
+    """Another process, which starts a node, tells its pid and URL, and then waits."""
+    code = "import sys, hopline; n = hopline.Node(sys.argv[1]); n.start(); print(n.pid, n.url, flush=True); input()"
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 async def test_two_nodes_run_where_every_usual_port_is_taken(rabbitmq_node: NodeFactory) -> None:
     with ExitStack() as stack:
         for port in (4369, 5672, 15672, 25672):
@@ -111,6 +120,7 @@ async def test_what_was_confirmed_survives_kill_minus_9_on_the_same_url(rabbitmq
     node = rabbitmq_node()
     url = node.url
     await publish(url, "orders", b"confirmed")
+    sync_queues(node)
 
     node.kill()
     assert node.pid is None
@@ -119,7 +129,7 @@ async def test_what_was_confirmed_survives_kill_minus_9_on_the_same_url(rabbitmq
     node.start()
 
     assert node.url == url
-    # The queue says 0 until it has elected its leader again.
+    # A queue says 0 until it has elected its leader again.
     await wait_until(lambda: count_is(1, url, "orders"))
 
 
@@ -133,7 +143,7 @@ def test_stop_leaves_no_process_and_no_port_and_may_be_repeated(rabbitmq_node: N
 
     assert node.pid is None
     assert processes_of(node.folder) == []
-    assert all(hopline.node._is_free(port) for port in ports.values())  # noqa: SLF001 - the very test of a free port
+    assert all(hopline.node._is_free(port) for port in ports.values())
 
 
 async def test_a_paused_node_says_nothing_until_it_is_resumed(rabbitmq_node: NodeFactory) -> None:
@@ -149,10 +159,7 @@ async def test_a_paused_node_says_nothing_until_it_is_resumed(rabbitmq_node: Nod
 
 async def test_what_a_killed_owner_left_running_is_stopped_and_its_data_kept(tmp_path: Path) -> None:
     folder = tmp_path / "a folder with spaces" / ("and a long name " * 8).strip()
-    code = "import sys, hopline; n = hopline.Node(sys.argv[1]); n.start(); print(n.pid, n.url, flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as owner:
+    with owner_of(folder) as owner:
         assert owner.stdout is not None
         left, url = owner.stdout.readline().split()
         await publish(url, "orders", b"confirmed")
@@ -191,9 +198,9 @@ async def test_a_port_lost_to_another_broker_is_noticed_and_replaced(
     rabbitmq: Node, rabbitmq_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = rabbitmq_node(start=False)
-    node._ports = node._ports._replace(amqp=rabbitmq.port)  # noqa: SLF001 - as if chosen before the other came
+    node._ports = node._ports._replace(amqp=rabbitmq.port)
     looks = iter([True] * len(node.ports))
-    is_free = hopline.node._is_free  # noqa: SLF001 - the seam where a race can be staged
+    is_free = hopline.node._is_free
     monkeypatch.setattr(hopline.node, "_is_free", lambda port: next(looks, None) or is_free(port))
 
     node.start()
@@ -225,23 +232,16 @@ def test_ctl_says_what_rabbitmqctl_said(rabbitmq: Node) -> None:
         rabbitmq.ctl("no_such_command")
 
 
-def test_a_node_needs_no_root(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("this run is not root's: the other tests have shown it")
-    folder = tmp_path / "node"
-    code = (
-        "import os, sys, encodings.idna, hopline; os.setgid(65534); os.setuid(65534)\n"
-        "with hopline.Node(sys.argv[1]) as n: print(n.pid)"
-    )
-    folder.mkdir()
-    for path in (folder, *folder.parents):
-        if str(path).startswith(str(tmp_path.parents[1])):
-            path.chmod(0o755)
-    os.chown(folder, 65534, 65534)
+def test_a_node_needs_no_root() -> None:
+    nobody = 65534
+    code = "import os, sys, encodings.idna, hopline\n"  # what Python would load later may be closed to nobody
+    with tempfile.TemporaryDirectory(prefix="hopline-node-") as folder:  # pytest's own folders are closed to others
+        if os.geteuid() == 0:
+            os.chown(folder, nobody, nobody)
+            code += f"os.setgid({nobody}); os.setuid({nobody})\n"
+        code += "with hopline.Node(sys.argv[1]) as node: print(node.pid)"
 
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, timeout=60
-    )
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().isdigit()

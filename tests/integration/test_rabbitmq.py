@@ -41,7 +41,10 @@ async def publishing(url: str, topology: Topology = TOPOLOGY) -> AsyncIterator[R
 
 @asynccontextmanager
 async def consuming(
-    url: str, receive: Callable[[list[Delivery]], None], queues: Sequence[str] = ("apples", "pears"), prefetch: int = 100
+    url: str,
+    receive: Callable[[list[Delivery]], None],
+    queues: Sequence[str] = ("apples", "pears"),
+    prefetch: int = 100,
 ) -> AsyncIterator[RabbitConsumer]:
     consumer = RabbitConsumer(url, TOPOLOGY, name="test consume", queues=queues, prefetch=prefetch, receive=receive)
     consumer.start()
@@ -93,8 +96,11 @@ async def test_two_queues_on_one_channel_settle_in_any_order(broker_url: str, ra
     async with publishing(broker_url) as publisher, consuming(broker_url, waiting.extend) as consumer:
         await publisher.publish(picked(300), timeout_seconds=10)
         while handled < 600:
-            await wait_until(lambda: len(waiting) >= min(150, 600 - handled))
-            batch = [one for one in waiting if one.queue == "pears"][::-1] + [one for one in waiting if one.queue == "apples"]
+            wanted = min(150, 600 - handled)
+            await wait_until(lambda wanted=wanted: len(waiting) >= wanted)
+            batch = [one for one in waiting if one.queue == "pears"][::-1] + [
+                one for one in waiting if one.queue == "apples"
+            ]
             waiting.clear()
             handled += len(batch)
             for start in range(0, len(batch), 7):
@@ -155,7 +161,9 @@ async def test_a_queue_deleted_under_a_consumer_is_made_and_consumed_again(broke
         await wait_until(lambda: bool(received))
 
 
-async def test_after_the_loss_of_the_broker_publishes_are_unknown_and_everything_comes_back(rabbitmq_node: NodeFactory) -> None:
+async def test_after_the_loss_of_the_broker_publishes_are_unknown_and_everything_comes_back(
+    rabbitmq_node: NodeFactory,
+) -> None:
     node = rabbitmq_node()
     received: list[Delivery] = []
 

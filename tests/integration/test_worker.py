@@ -137,9 +137,16 @@ async def test_any_mix_ends_as_each_message_would_alone(database_url: str, kind:
         assert {keys[row.message_id]: row.outcome for row in await rows(database, schema.attempts)} == {
             "b": "retry", "d": "retry", "f": "dead", "g": "dead",
         }  # fmt: skip
-        again = {keys[r.message_id]: (r.destination, r.attempt) for r in await rows(database, schema.outbox) if r.message_id in keys}
+        again = {
+            keys[r.message_id]: (r.destination, r.attempt)
+            for r in await rows(database, schema.outbox)
+            if r.message_id in keys
+        }
         assert again == {"b": ("things", 1), "d": ("things", 1), "e": ("things", 0)}
-        assert {row.key: row.reason for row in await rows(database, schema.dead_letters)} == {"f": "refused", "g": "permanent"}
+        assert {row.key: row.reason for row in await rows(database, schema.dead_letters)} == {
+            "f": "refused",
+            "g": "permanent",
+        }
         seen = [row for row in await rows(database, schema.messages) if row.type == "thing.seen"]
         assert sorted(row.key for row in seen) == ["a", "c", "h"]
         assert {keys[row.cause_id] for row in seen} == {"a", "c", "h"}
@@ -164,7 +171,9 @@ async def test_a_message_delivered_again_has_no_second_effect(database_url: str,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_duplicate_of_a_failed_attempt_starts_no_second_chain(database_url: str, kind: Callable[[], Handlers]) -> None:
+async def test_a_duplicate_of_a_failed_attempt_starts_no_second_chain(
+    database_url: str, kind: Callable[[], Handlers]
+) -> None:
     envelope = envelope_for(Made("a", "raise"))
 
     async with working(database_url, kind()) as (database, worker, _):
@@ -176,7 +185,9 @@ async def test_a_duplicate_of_a_failed_attempt_starts_no_second_chain(database_u
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_last_attempt_parks_the_message_with_its_story(database_url: str, kind: Callable[[], Handlers]) -> None:
+async def test_the_last_attempt_parks_the_message_with_its_story(
+    database_url: str, kind: Callable[[], Handlers]
+) -> None:
     envelope = envelope_for(Made("a", "raise"), attempt=2)
 
     async with working(database_url, kind()) as (database, worker, _):
@@ -185,7 +196,12 @@ async def test_the_last_attempt_parks_the_message_with_its_story(database_url: s
         (letter,) = await rows(database, schema.dead_letters)
         (attempt,) = await rows(database, schema.attempts)
         assert await rows(database, schema.outbox) == []
-    assert (letter.reason, letter.endpoint, letter.queue, letter.attempt) == ("exhausted", "things/thing.made", "things", 2)
+    assert (letter.reason, letter.endpoint, letter.queue, letter.attempt) == (
+        "exhausted",
+        "things/thing.made",
+        "things",
+        2,
+    )
     assert letter.error == "RuntimeError: a is broken"
     assert "misbehave" in letter.stack
     assert letter.body == envelope.body

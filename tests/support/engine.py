@@ -69,7 +69,9 @@ def envelope_for(message: msgspec.Struct, **changes: object) -> Envelope:
     return replace(envelope, **changes)  # type: ignore[arg-type]
 
 
-def delivery_for(queue: str, envelope: Envelope, *, channel: object = "channel 1", redelivered: bool = False) -> Delivery:
+def delivery_for(
+    queue: str, envelope: Envelope, *, channel: object = "channel 1", redelivered: bool = False
+) -> Delivery:
     """A delivery of an envelope, on a channel that a ScriptedConsumer can lose."""
     return Delivery(queue, envelope.body, envelope, redelivered, channel, lambda: {"message_id": envelope.id})
 

@@ -19,7 +19,14 @@ class Made(msgspec.Struct):
     parts: list[int] = []
 
 
-@given(st.builds(Made, name=st.text(), price=st.decimals(allow_nan=False, allow_infinity=False), parts=st.lists(st.integers(-(2**63), 2**63 - 1))))
+@given(
+    st.builds(
+        Made,
+        name=st.text(),
+        price=st.decimals(allow_nan=False, allow_infinity=False),
+        parts=st.lists(st.integers(-(2**63), 2**63 - 1)),
+    )
+)
 def test_what_is_encoded_decodes_to_the_same(made: Made) -> None:
     assert decode(type_of(Made), encode(made, limit_bytes=1 << 20)) == made
 
@@ -32,7 +39,9 @@ def test_any_bytes_decode_or_are_undecodable(body: bytes) -> None:
         assert "thing.made" in str(error)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"name": 5, "price": "1"}', b'{"name": "\xff", "price": "1"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"name": 5, "price": "1"}', b'{"name": "\xff", "price": "1"}', b"[" * 100_000]
+)
 def test_bad_bytes_are_undecodable(body: bytes) -> None:
     with pytest.raises(Undecodable):
         decode(type_of(Made), body)

@@ -30,8 +30,18 @@ def test_parameters_tell_what_kind_of_handler_it_is() -> None:
     async def grouped(made: list[Made], tx: Any) -> None: ...
 
     first, second = handlers
-    assert (first.name, first.transactional, first.takes_list, first.takes_envelope) == ("a/thing.made", False, False, True)
-    assert (second.name, second.transactional, second.takes_list, second.takes_envelope) == ("b/thing.made", True, True, False)
+    assert (first.name, first.transactional, first.takes_list, first.takes_envelope) == (
+        "a/thing.made",
+        False,
+        False,
+        True,
+    )
+    assert (second.name, second.transactional, second.takes_list, second.takes_envelope) == (
+        "b/thing.made",
+        True,
+        True,
+        False,
+    )
     assert handlers.queues() == ["a", "b"]
     assert handlers.find("a", "thing.made", 1) is first
     assert handlers.find("a", "thing.made", 2) is None

@@ -86,9 +86,15 @@ def envelope(**changes: Any) -> Envelope:
 
 
 @given(
-    st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.text(max_size=60), st.booleans(), st.dictionaries(st.sampled_from("abc"), st.text())
+    st.integers(0, 1 << 30),
+    st.integers(0, 1 << 30),
+    st.text(max_size=60),
+    st.booleans(),
+    st.dictionaries(st.sampled_from("abc"), st.text()),
 )
-def test_an_envelope_survives_its_amqp_properties(run: int, attempt: int, key: str, caused: bool, headers: dict[str, str]) -> None:
+def test_an_envelope_survives_its_amqp_properties(
+    run: int, attempt: int, key: str, caused: bool, headers: dict[str, str]
+) -> None:
     sent = envelope(run=run, attempt=attempt, key=key, cause_id=new_id() if caused else None, headers=headers)
 
     received = envelope_of(cast(Any, SimpleNamespace(properties=properties_of(sent), body=b"{}")))
@@ -137,5 +143,7 @@ def test_backoff_is_bounded(failures: int, chance: float) -> None:
         (QueueReading(2, None, 1), False),
     ],
 )
-def test_a_queue_is_empty_only_if_its_unacknowledged_deliveries_are_known(reading: QueueReading, empty: bool | None) -> None:
+def test_a_queue_is_empty_only_if_its_unacknowledged_deliveries_are_known(
+    reading: QueueReading, empty: bool | None
+) -> None:
     assert reading.is_empty is empty

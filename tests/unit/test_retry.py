@@ -19,7 +19,9 @@ chances = st.floats(0, 1, exclude_max=True)
 
 
 @given(policies, st.integers(0, 10_000), chances)
-def test_a_delay_is_never_negative_nor_above_the_cap_with_jitter(policy: RetryPolicy, attempt: int, chance: float) -> None:
+def test_a_delay_is_never_negative_nor_above_the_cap_with_jitter(
+    policy: RetryPolicy, attempt: int, chance: float
+) -> None:
     delay = policy.delay_seconds(attempt, chance)
 
     assert 0 <= delay <= policy.cap_seconds * (1 + policy.jitter)

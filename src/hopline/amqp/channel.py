@@ -128,9 +128,7 @@ class Channel:
         await self._ask(frame, spec.EXCHANGE_DECLARE_OK)
 
     async def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
-        await self._ask(
-            methods.exchange_delete(self.number, name, if_unused=if_unused), spec.EXCHANGE_DELETE_OK
-        )
+        await self._ask(methods.exchange_delete(self.number, name, if_unused=if_unused), spec.EXCHANGE_DELETE_OK)
 
     async def bind_exchange(
         self, destination: str, source: str, routing_key: str = "", arguments: Arguments = None
@@ -169,15 +167,11 @@ class Channel:
         reply = await self._ask(frame, spec.QUEUE_DECLARE_OK)
         return QueueState(*methods.decode_queue_declare_ok(reply.fields))
 
-    async def bind_queue(
-        self, queue: str, exchange: str, routing_key: str = "", arguments: Arguments = None
-    ) -> None:
+    async def bind_queue(self, queue: str, exchange: str, routing_key: str = "", arguments: Arguments = None) -> None:
         frame = methods.queue_bind(self.number, queue, exchange, routing_key, arguments)
         await self._ask(frame, spec.QUEUE_BIND_OK)
 
-    async def unbind_queue(
-        self, queue: str, exchange: str, routing_key: str = "", arguments: Arguments = None
-    ) -> None:
+    async def unbind_queue(self, queue: str, exchange: str, routing_key: str = "", arguments: Arguments = None) -> None:
         frame = methods.queue_unbind(self.number, queue, exchange, routing_key, arguments)
         await self._ask(frame, spec.QUEUE_UNBIND_OK)
 
@@ -268,9 +262,7 @@ class Channel:
         if self._confirms is None:
             self._confirms = Confirms()
 
-    async def publish(
-        self, messages: Sequence[Outgoing], *, timeout_seconds: float = 10.0
-    ) -> list[Published]:
+    async def publish(self, messages: Sequence[Outgoing], *, timeout_seconds: float = 10.0) -> list[Published]:
         """Publishes the messages in order and waits until the server has answered for all of them.
 
         Gives one outcome for each message. `timeout_seconds` covers everything: waiting while the connection
@@ -407,9 +399,7 @@ class Channel:
         self._ended.set()
 
     def _closed_error(self) -> AMQPError:
-        return (
-            self._reason.again() if self._reason else ChannelClosed("the channel was closed by this client")
-        )
+        return self._reason.again() if self._reason else ChannelClosed("the channel was closed by this client")
 
     def _require_open(self) -> None:
         if not self._closed:
@@ -491,7 +481,7 @@ class Channel:
             except Exception as error:  # noqa: BLE001 - the caller's code; it must not end the connection
                 self._on_callback_error(error)
 
-    def _on_confirm(self, tag: int, multiple: bool, refused: bool) -> None:  # noqa: FBT001 - called by the hot loop
+    def _on_confirm(self, tag: int, multiple: bool, refused: bool) -> None:
         if self._closed:
             return
         if self._confirms is None:

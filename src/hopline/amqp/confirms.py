@@ -15,10 +15,13 @@ first found to be (a return before its ack) it stays.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from hopline.amqp.errors import ProtocolError
 from hopline.amqp.messages import Outgoing, Published
+
+_SETTLED_KEPT_MAX: Final = 256
+"""Settled spans at the front of the list before it is cut: not one by one, since cutting moves all the others."""
 
 
 class Waiter(Protocol):
@@ -188,14 +191,12 @@ class Confirms:
         if head == len(self._spans):
             self._spans.clear()
             head = 0
-        elif head > 256 and head * 2 > len(self._spans):
+        elif head > _SETTLED_KEPT_MAX and head * 2 > len(self._spans):
             del self._spans[:head]
             head = 0
         self._head = head
 
-    def returned(
-        self, exchange: str, routing_key: str, message_id: str | None, body: bytes
-    ) -> Outgoing | None:
+    def returned(self, exchange: str, routing_key: str, message_id: str | None, body: bytes) -> Outgoing | None:
         """A `basic.return` arrived; gives the message that it belongs to, now noted as returned."""
         found = self._match(exchange, routing_key, message_id, body)
         if found is None:
@@ -205,9 +206,7 @@ class Confirms:
         span.note(tag, Published.RETURNED)
         return span.message(tag)
 
-    def _match(
-        self, exchange: str, routing_key: str, message_id: str | None, body: bytes
-    ) -> tuple[Span, int] | None:
+    def _match(self, exchange: str, routing_key: str, message_id: str | None, body: bytes) -> tuple[Span, int] | None:
         nearest: tuple[Span, int] | None = None
         for span in self._spans[self._head :]:
             if span.last <= self.last_returned:

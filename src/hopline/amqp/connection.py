@@ -100,9 +100,7 @@ class Connection:
             self._closing = True
             try:
                 async with asyncio.timeout(timeout_seconds):
-                    await self._ask(
-                        methods.connection_close(spec.REPLY_SUCCESS, ""), spec.CONNECTION_CLOSE_OK
-                    )
+                    await self._ask(methods.connection_close(spec.REPLY_SUCCESS, ""), spec.CONNECTION_CLOSE_OK)
             except (TimeoutError, AMQPError):
                 self._transport.fail(None)
             except asyncio.CancelledError:
@@ -118,9 +116,7 @@ class Connection:
 
     # login
 
-    async def _login(
-        self, address: Address, heartbeat_seconds: int, properties: Mapping[str, object]
-    ) -> None:
+    async def _login(self, address: Address, heartbeat_seconds: int, properties: Mapping[str, object]) -> None:
         """The handshake of section 2.2.4: start, tune, open."""
         _, fields = await self._ask(spec.PROTOCOL_HEADER, spec.CONNECTION_START)
         start = methods.decode_start(fields)
@@ -130,7 +126,9 @@ class Connection:
         mechanism = "EXTERNAL" if address.external else "PLAIN"
         if mechanism not in start.mechanisms:
             offered = ", ".join(start.mechanisms)
-            raise AuthenticationFailed(f"the server offers {offered} as login, not {mechanism}", code=403)
+            raise AuthenticationFailed(
+                f"the server offers {offered} as login, not {mechanism}", code=spec.ACCESS_REFUSED
+            )
         response = b"" if address.external else f"\0{address.user}\0{address.password}".encode()
         frame = methods.connection_start_ok(properties, mechanism, response)
         method, fields = await self._ask(frame, spec.CONNECTION_TUNE, spec.CONNECTION_SECURE)
@@ -146,15 +144,11 @@ class Connection:
         shorter."""
         self.frame_max = _smaller(address.frame_max or spec.FRAME_MAX, offer.frame_max)
         self.channel_max = _smaller(address.channel_max or spec.CHANNEL_MAX, offer.channel_max)
-        self.heartbeat_seconds = (
-            _smaller(heartbeat_seconds, offer.heartbeat_seconds) if heartbeat_seconds else 0
-        )
+        self.heartbeat_seconds = _smaller(heartbeat_seconds, offer.heartbeat_seconds) if heartbeat_seconds else 0
         if self.frame_max < spec.FRAME_MAX_LOWEST:
             raise ProtocolError(f"a frame_max of {self.frame_max} is below AMQP's least")
         self._transport.reader.frame_max = self.frame_max
-        self._transport.send(
-            methods.connection_tune_ok(self.channel_max, self.frame_max, self.heartbeat_seconds)
-        )
+        self._transport.send(methods.connection_tune_ok(self.channel_max, self.frame_max, self.heartbeat_seconds))
 
     # channel numbers
 
@@ -175,11 +169,7 @@ class Connection:
             raise self._closed_error()
 
     def _closed_error(self) -> AMQPError:
-        return (
-            self._reason.again()
-            if self._reason
-            else ConnectionClosed("the connection was closed by this client")
-        )
+        return self._reason.again() if self._reason else ConnectionClosed("the connection was closed by this client")
 
     async def _ask(self, frame: bytes, *expected: int) -> tuple[int, bytes]:
         if self._ended.is_set():
@@ -206,7 +196,7 @@ class Connection:
 
     def _on_server_close(self, close: methods.Close) -> None:
         self._transport.send(methods.connection_close_ok())
-        if close.code == 403 and not self._open:
+        if close.code == spec.ACCESS_REFUSED and not self._open:
             self._transport.close(AuthenticationFailed(close.text, code=close.code))
         else:
             self._transport.close(connection_closed(*close))

@@ -91,7 +91,7 @@ class Delivery:
         channel: Settler,
         consumer_tag: str,
         delivery_tag: int,
-        redelivered: bool,  # noqa: FBT001 - positional: made once a message
+        redelivered: bool,
         route: tuple[str, str],
         raw_properties: bytes,
         body: bytes,

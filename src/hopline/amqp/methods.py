@@ -180,7 +180,7 @@ def queue_delete(channel: int, queue: str, *, if_unused: bool, if_empty: bool) -
 
 def basic_qos(channel: int, prefetch: int) -> bytes:
     """Per consumer; global prefetch is refused by quorum queues and by RabbitMQ 4.3."""
-    if not 0 <= prefetch <= 65_535:
+    if not 0 <= prefetch <= spec.SHORT_MAX:
         raise EncodeError(f"a prefetch of {prefetch} does not fit into 16 bits")
     return method(channel, spec.BASIC_QOS, struct.pack(">IHB", 0, prefetch, 0))
 

@@ -10,8 +10,10 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from hopline.amqp.errors import DecodeError, EncodeError
+from hopline.amqp.spec import OCTET_MAX
 from hopline.amqp.wire import (
     ONE_BYTE,
     cached_short_string,
@@ -47,12 +49,13 @@ class Properties:
     cluster_id: str | None = None
 
 
+_FLAGS_BYTES: Final = 2
 _pack_flags = struct.Struct(">H").pack
 _pack_u64 = struct.Struct(">Q").pack
 _unpack_u64 = struct.Struct(">Q").unpack_from
 
 
-def encode_properties(properties: Properties) -> bytes:  # noqa: PLR0912, C901 - one branch a property
+def encode_properties(properties: Properties) -> bytes:  # noqa: C901, PLR0912, PLR0915 - a branch a property
     """Flags and values. Raises EncodeError for what does not fit."""
     flags = 0
     parts = [b""]
@@ -111,17 +114,17 @@ def encode_properties(properties: Properties) -> bytes:  # noqa: PLR0912, C901 -
 
 
 def _octet(value: int) -> bytes:
-    if not 0 <= value <= 255:
+    if not 0 <= value <= OCTET_MAX:
         raise EncodeError(f"{value} does not fit into one byte")
     return ONE_BYTE[value]
 
 
-def decode_properties(raw: bytes) -> Properties:  # noqa: C901, PLR0912 - one branch a property
+def decode_properties(raw: bytes) -> Properties:  # noqa: C901, PLR0912 - a branch a property
     """The properties in the flags and values of a content header. Raises DecodeError, whatever the bytes."""
     # A value that reaches beyond the end is found out by where the next begins, or by where the last one ends.
     try:
-        flags, at = int.from_bytes(raw[:2], "big"), 2
-        if len(raw) < 2 or flags & 0x0003:
+        flags, at = int.from_bytes(raw[:_FLAGS_BYTES], "big"), _FLAGS_BYTES
+        if len(raw) < _FLAGS_BYTES or flags & 0x0003:
             raise DecodeError("the property flags are truncated, or name properties that AMQP does not have")
         properties = Properties()
         if flags & 0x8000:

@@ -17,7 +17,20 @@ from hopline.amqp import spec
 from hopline.amqp.errors import AMQPError, ProtocolError
 from hopline.amqp.messages import Delivery, Settler
 from hopline.amqp.methods import decode_route
-from hopline.amqp.spec import BASIC_ACK, BASIC_DELIVER, BASIC_GET_OK, BASIC_NACK, BASIC_RETURN, FRAME_END
+from hopline.amqp.spec import (
+    BASIC_ACK,
+    BASIC_DELIVER,
+    BASIC_GET_OK,
+    BASIC_NACK,
+    BASIC_RETURN,
+    CLASS_BASIC,
+    FRAME_BODY,
+    FRAME_END,
+    FRAME_HEADER,
+    FRAME_HEARTBEAT,
+    FRAME_METHOD,
+    FRAME_OVERHEAD,
+)
 
 _frame = struct.Struct(">BHI").unpack_from
 _u32 = struct.Struct(">I").unpack_from
@@ -26,7 +39,14 @@ _content = struct.Struct(">HHQ").unpack_from
 _frame_and_content = struct.Struct(">BHIHHQ").unpack_from
 _ROUTES_CACHED_MAX: Final = 1024
 """Exchange and routing key pairs kept decoded; beyond this many the cache starts anew."""
-_KINDS: Final = frozenset((spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT))
+_METHOD_ID_BYTES: Final = 4
+_CONFIRM_BYTES: Final = 13
+"""Method id, delivery tag and flags of `basic.ack` and `basic.nack`."""
+_CONTENT_BYTES: Final = 14
+"""Class, weight, body size and at least the property flags of a content header."""
+_HEAD_BYTES: Final = 19
+"""A content header frame up to its property flags."""
+_KINDS: Final = frozenset((FRAME_METHOD, FRAME_HEADER, FRAME_BODY, FRAME_HEARTBEAT))
 
 
 class Consumer:
@@ -151,20 +171,20 @@ class Reader:
         rest = data[at:] if at else data
         self._rest = [rest]
         self._rest_bytes = len(rest)
-        self._wanted_bytes = spec.FRAME_OVERHEAD
-        if len(rest) >= spec.FRAME_OVERHEAD:
+        self._wanted_bytes = FRAME_OVERHEAD
+        if len(rest) >= FRAME_OVERHEAD:
             self._wanted_bytes += int(_frame(rest, 0)[2])
 
-    def _frames(self, buf: bytes) -> int:  # noqa: PLR0912, PLR0915, C901 - the hot loop: a call a frame is what it avoids
+    def _frames(self, buf: bytes) -> int:  # noqa: C901, PLR0912, PLR0915 - the hot loop: a call a frame is what it avoids
         """Handles the complete frames and gives where the incomplete rest begins."""
         at = 0
-        size_max = self.frame_max - spec.FRAME_OVERHEAD
+        size_max = self.frame_max - FRAME_OVERHEAD
         total = len(buf)
         inlets = self.inlets
         routes = self._routes
         number = -1
         inlet: Inlet | None = None
-        while total - at >= 8:
+        while total - at >= FRAME_OVERHEAD:
             kind, channel, size = _frame(buf, at)
             end = at + 7 + size
             if size > size_max or kind not in _KINDS:
@@ -176,17 +196,15 @@ class Reader:
             if channel != number:
                 number = channel
                 inlet = inlets.get(channel)
-            if kind == 8:
+            if kind == FRAME_HEARTBEAT:
                 at = end + 1
                 continue
             if inlet is None:
                 raise ProtocolError(f"a frame came for channel {channel}, which is not open", code=504)
-            if kind == 1:
+            if kind == FRAME_METHOD:
                 if inlet.content is not None:
-                    raise ProtocolError(
-                        "a method came in the middle of a message", code=spec.UNEXPECTED_FRAME
-                    )
-                if size < 4:
+                    raise ProtocolError("a method came in the middle of a message", code=spec.UNEXPECTED_FRAME)
+                if size < _METHOD_ID_BYTES:
                     raise ProtocolError("a method frame is too short", code=spec.FRAME_ERROR)
                 method = _u32(buf, at + 7)[0]
                 if method == BASIC_DELIVER and not inlet.discarding:
@@ -195,7 +213,7 @@ class Reader:
                     if consumer is None or tag_end + 11 > end:
                         raise ProtocolError("a delivery came for a consumer that does not exist", code=503)
                     next_at = end + 1
-                    if total - next_at >= 19:
+                    if total - next_at >= _HEAD_BYTES:
                         # Header and body are usually here too: take all three frames in one pass.
                         h_kind, h_channel, h_size, class_id, _, body_bytes = _frame_and_content(buf, next_at)
                         h_end = next_at + 7 + h_size
@@ -203,14 +221,14 @@ class Reader:
                         b_end = b_at + body_bytes
                         if (
                             b_end < total
-                            and h_kind == 2
+                            and h_kind == FRAME_HEADER
                             and h_channel == channel
-                            and class_id == 60
-                            and 14 <= h_size <= size_max
+                            and class_id == CLASS_BASIC
+                            and _CONTENT_BYTES <= h_size <= size_max
                             and 0 < body_bytes <= size_max
                             and buf[h_end] == FRAME_END
                             and buf[b_end] == FRAME_END
-                            and _frame(buf, h_end + 1) == (3, channel, body_bytes)
+                            and _frame(buf, h_end + 1) == (FRAME_BODY, channel, body_bytes)
                         ):
                             delivery_tag, redelivered = _tag_and_flag(buf, tag_end)
                             route_raw = buf[tag_end + 9 : end]
@@ -233,7 +251,7 @@ class Reader:
                             continue
                     inlet.content = Content(method, buf[at + 11 : end])
                 elif method in (BASIC_ACK, BASIC_NACK):
-                    if inlet.on_confirm is None or size < 13:
+                    if inlet.on_confirm is None or size < _CONFIRM_BYTES:
                         raise ProtocolError("a confirm is malformed or came on channel 0", code=503)
                     tag, flags = _tag_and_flag(buf, at + 11)
                     inlet.on_confirm(tag, flags & 1 == 1, method == BASIC_NACK)
@@ -249,8 +267,8 @@ class Reader:
                         number = -1
                     if self._stopped:
                         return total
-                    size_max = self.frame_max - spec.FRAME_OVERHEAD
-            elif kind == 2:
+                    size_max = self.frame_max - FRAME_OVERHEAD
+            elif kind == FRAME_HEADER:
                 self._content_head(inlet, buf, at + 7, end)
             else:
                 self._content_body(inlet, buf, at + 7, end)
@@ -268,7 +286,7 @@ class Reader:
         if content is None or content.properties is not None:
             raise ProtocolError("a content header came without its method", code=spec.UNEXPECTED_FRAME)
         class_id, _, body_bytes = _content(buf, at)
-        if class_id != spec.CLASS_BASIC or at + 14 > end:
+        if class_id != CLASS_BASIC or at + _CONTENT_BYTES > end:
             raise ProtocolError("a content header is malformed", code=spec.SYNTAX_ERROR)
         if body_bytes > spec.BODY_BYTES_MAX:
             raise ProtocolError(f"a body of {body_bytes} bytes is above the limit of {spec.BODY_BYTES_MAX}")
@@ -309,9 +327,7 @@ class Reader:
         route = self._route(fields[tag_end + 9 :])
         if not consumer.batch:
             self._touched.append(consumer)
-        consumer.batch.append(
-            Delivery(inlet.channel, consumer.tag, tag, redelivered != 0, route, properties, body)
-        )
+        consumer.batch.append(Delivery(inlet.channel, consumer.tag, tag, redelivered != 0, route, properties, body))
 
     def _hand_over(self) -> None:
         touched, self._touched = self._touched, []

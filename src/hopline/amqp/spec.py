@@ -104,6 +104,12 @@ SYNTAX_ERROR: Final = 502
 FRAME_ERROR: Final = 501
 UNEXPECTED_FRAME: Final = 505
 INTERNAL_ERROR: Final = 541
+ACCESS_REFUSED: Final = 403
+
+SHORT_STRING_BYTES_MAX: Final = 255
+OCTET_MAX: Final = 255
+SHORT_MAX: Final = 65_535
+PORT_MAX: Final = 65_535
 
 
 def method_name(method: int) -> str:

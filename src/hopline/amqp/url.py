@@ -15,8 +15,10 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 from hopline.amqp.errors import InvalidURL
+from hopline.amqp.spec import PORT_MAX
 
 _PORTS: Final = {"amqp": 5672, "amqps": 5671}
+_DIGITS_MAX: Final = 9
 _NUMBERS: Final = ("heartbeat", "connection_timeout", "channel_max", "frame_max")
 _TEXTS: Final = ("cacertfile", "certfile", "keyfile", "verify", "server_name_indication", "auth_mechanism")
 
@@ -82,7 +84,7 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
         port = port[1:]
     else:
         host, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) <= PORT_MAX):
         raise InvalidURL(f"not a port number: {port!r}")
     return unquote(host) or "localhost", int(port) if port else default_port
 
@@ -99,7 +101,7 @@ def _number(values: dict[str, str], name: str) -> int | None:
     text = values.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX):
         raise InvalidURL(f"{name} is a whole number, not {text!r}")
     return int(text)
 

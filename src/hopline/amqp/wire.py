@@ -17,11 +17,14 @@ from decimal import Decimal
 from typing import Final, NamedTuple
 
 from hopline.amqp.errors import DecodeError, EncodeError
+from hopline.amqp.spec import OCTET_MAX, SHORT_STRING_BYTES_MAX
 
 DEPTH_MAX: Final = 32
 """Tables within tables: deeper ones are an attack on the stack rather than data."""
 _NAMES_CACHED_MAX: Final = 1024
 """Header names and content types come from a small set; beyond this many the cache starts anew."""
+
+_ARRAY, _DECIMAL, _TABLE, _TEXT, _TIME, _VOID, _DOUBLE, _INT64, _BOOLEAN, _BYTES = b"ADFSTVdltx"
 
 ONE_BYTE: Final = tuple(bytes((value,)) for value in range(256))
 _pack_u32 = struct.Struct(">I").pack
@@ -59,7 +62,7 @@ _short_cache: dict[str, bytes] = {}
 def short_string(text: str) -> bytes:
     """A length byte and up to 255 bytes of UTF-8. Bytes that came in undecodable go out as they came."""
     raw = text.encode("utf-8", "surrogateescape")
-    if len(raw) > 255:
+    if len(raw) > SHORT_STRING_BYTES_MAX:
         raise EncodeError(f"a short string has {len(raw)} bytes, of at most 255: {text[:40]!r}...")
     return ONE_BYTE[len(raw)] + raw
 
@@ -105,27 +108,27 @@ def encode_table(table: Mapping[str, object], depth: int = 0) -> bytes:
         key = _short_cache.get(name) or cached_short_string(name)
         if value.__class__ is str:
             raw = value.encode()
-            append(key + _pack_str_head(83, len(raw)) + raw)
+            append(key + _pack_str_head(_TEXT, len(raw)) + raw)
         elif value.__class__ is int:
-            append(key + _pack_int(108, value))
+            append(key + _pack_int(_INT64, value))
         else:
             append(key + _encode_value(value, depth))
     body = b"".join(parts)
     return _pack_u32(len(body)) + body
 
 
-def _encode_value(value: object, depth: int) -> bytes:  # noqa: PLR0911, PLR0912, C901 - a branch a type
+def _encode_value(value: object, depth: int) -> bytes:  # noqa: C901, PLR0911, PLR0912 - a branch a type
     try:
         if isinstance(value, bool):
             return b"t\x01" if value else b"t\x00"
         if isinstance(value, int):
-            return _pack_int(108, value)
+            return _pack_int(_INT64, value)
         if value is None:
             return b"V"
         if isinstance(value, str):
             return b"S" + long_string(value.encode())
         if isinstance(value, float):
-            return _pack_float(100, value)
+            return _pack_float(_DOUBLE, value)
         if isinstance(value, bytes | bytearray):
             return b"x" + long_string(bytes(value))
         if isinstance(value, datetime):
@@ -150,7 +153,7 @@ def _encode_decimal(value: Decimal) -> bytes:
     if not isinstance(exponent, int):
         raise EncodeError(f"AMQP cannot carry the decimal {value}")
     unscaled = int("".join(map(str, digits))) * (10 ** max(exponent, 0))
-    if not (unscaled < 2**31 and exponent >= -255):
+    if not (unscaled < 2**31 and exponent >= -OCTET_MAX):
         raise EncodeError(f"the decimal {value} does not fit into 32 bits and 255 places")
     return b"D" + ONE_BYTE[max(-exponent, 0)] + struct.pack(">i", -unscaled if sign else unscaled)
 
@@ -195,7 +198,7 @@ def _decode_table(raw: bytes, at: int, limit: int, depth: int) -> tuple[dict[str
         if name_end >= end:
             raise DecodeError("a name in a field table reaches beyond it")
         name = raw[at + 1 : name_end].decode()
-        if raw[name_end] == 83:
+        if raw[name_end] == _TEXT:
             start = name_end + 5
             at = start + _u32(raw, name_end + 1)[0]
             if at > end:
@@ -204,7 +207,7 @@ def _decode_table(raw: bytes, at: int, limit: int, depth: int) -> tuple[dict[str
                 table[name] = raw[start:at].decode()
             except UnicodeDecodeError:
                 table[name] = raw[start:at]
-        elif raw[name_end] == 108 and name_end + 9 <= end:
+        elif raw[name_end] == _INT64 and name_end + 9 <= end:
             table[name], at = _i64(raw, name_end + 1)[0], name_end + 9
         else:
             table[name], at = _decode_value(raw, name_end, end, depth)
@@ -225,23 +228,23 @@ def _decode_value(raw: bytes, at: int, limit: int, depth: int) -> tuple[object, 
     value: object
     if fixed is not None:
         value, end = fixed.unpack_from(raw, at)[0], at + fixed.size
-    elif kind == 116:  # t
+    elif kind == _BOOLEAN:
         value, end = raw[at] != 0, at + 1
-    elif kind == 86:  # V
+    elif kind == _VOID:
         value, end = None, at
-    elif kind == 84:  # T
+    elif kind == _TIME:
         value, end = time_from_seconds(int.from_bytes(raw[at : at + 8], "big")), at + 8
-    elif kind == 68:  # D
+    elif kind == _DECIMAL:
         scale, unscaled = struct.unpack_from(">Bi", raw, at)
         value, end = Decimal(unscaled).scaleb(-scale), at + 5
-    elif kind in (83, 120):  # S, x
+    elif kind in (_TEXT, _BYTES):
         start, end = _block(raw, at, limit)
-        value = _text(raw[start:end]) if kind == 83 else raw[start:end]
+        value = _text(raw[start:end]) if kind == _TEXT else raw[start:end]
     elif depth >= DEPTH_MAX:
         raise DecodeError(f"a table is nested deeper than {DEPTH_MAX}")
-    elif kind == 70:  # F
+    elif kind == _TABLE:
         value, end = _decode_table(raw, at, limit, depth + 1)
-    elif kind == 65:  # A
+    elif kind == _ARRAY:
         value, end = _decode_array(raw, at, limit, depth + 1)
     else:
         raise DecodeError(f"no field type {chr(kind)!r}")

@@ -31,5 +31,5 @@ def main() -> None:
     try:
         app()
     except HoplineError as error:
-        print(f"hopline: {error}", file=sys.stderr)
+        typer.echo(f"hopline: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 3)

@@ -60,7 +60,9 @@ def audit(app: AppOption = "", as_json: JsonOption = False) -> None:
     """
     result = asyncio.run(load(app).audit())
     if as_json:
-        _print_json({**asdict(result), "missing": result.missing, "pending": result.pending, "unproven": result.unproven})
+        _print_json(
+            {**asdict(result), "missing": result.missing, "pending": result.pending, "unproven": result.unproven}
+        )
     else:
         _print_audit(result)
     raise typer.Exit(1 if result.missing else 3 if result.unproven else 0)
@@ -73,7 +75,9 @@ def _story(key: str, steps: list[Step]) -> Table:
     first = steps[0].at
     for step in steps:
         took = f"{step.seconds * 1000:.0f} ms" if step.seconds is not None else ""
-        text = Text(step.text if step.what in ("message", "request", "done", "attempt") else f"{step.type}: {step.text}")
+        text = Text(
+            step.text if step.what in ("message", "request", "done", "attempt") else f"{step.type}: {step.text}"
+        )
         if step.worker:
             text.append(f"  [{step.worker}]", style="dim")
         since = f"{(step.at - first).total_seconds() * 1000:.0f}"

@@ -1,8 +1,12 @@
 """Collects deliveries, so that a test can wait for as many as it expects instead of sleeping."""
 
 import asyncio
+from collections.abc import Callable
 
-from hopline.amqp import Delivery
+from hopline.amqp import Delivery, Outgoing
+
+MakeMessage = Callable[..., Outgoing]
+"""The `message` fixture: (routing_key, body, exchange, **properties)."""
 
 
 class Collector:

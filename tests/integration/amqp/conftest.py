@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable
 from itertools import count
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 
+from hopline import Node
 from hopline.amqp import Channel, Connection, Outgoing, Properties, connect
 
 _numbers = count()
@@ -18,7 +20,7 @@ def fresh_name() -> str:
 
 
 @pytest_asyncio.fixture
-async def connection(rabbitmq) -> AsyncIterator[Connection]:
+async def connection(rabbitmq: Node) -> AsyncIterator[Connection]:
     connection = await connect(rabbitmq.url, name="amqp tests")
     yield connection
     await connection.close()
@@ -48,8 +50,8 @@ async def quorum_queue(connection: Connection, fresh_name: str) -> AsyncIterator
 def message() -> Callable[..., Outgoing]:
     """Makes a persistent message with an id of its own."""
 
-    def make(routing_key: str, body: bytes = b"{}", exchange: str = "", **properties: object) -> Outgoing:
-        fields = {"delivery_mode": 2, "message_id": f"message-{next(_numbers)}", **properties}
+    def make(routing_key: str, body: bytes = b"{}", exchange: str = "", **properties: Any) -> Outgoing:
+        fields: dict[str, Any] = {"delivery_mode": 2, "message_id": f"message-{next(_numbers)}", **properties}
         return Outgoing(exchange, routing_key, Properties(**fields), body)
 
     return make

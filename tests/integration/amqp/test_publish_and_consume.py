@@ -4,16 +4,24 @@ import asyncio
 
 import pytest
 
-from hopline.amqp import AuthenticationFailed, ChannelClosed, NotAllowed, Published, connect
+from hopline import Node
+from hopline.amqp import (
+    AuthenticationFailed,
+    Channel,
+    ChannelClosed,
+    Connection,
+    NotAllowed,
+    Published,
+    Returned,
+    connect,
+)
 
-from .collector import Collector
-
-pytestmark = pytest.mark.asyncio
+from .collector import Collector, MakeMessage
 
 
 async def test_a_message_to_a_quorum_queue_is_confirmed_and_arrives_as_it_was_sent(
-    channel, quorum_queue, message
-):
+    channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
     sent = message(quorum_queue, b'{"order": 1}', type="order.placed", headers={"hopline-version": 1})
     collector = Collector()
 
@@ -28,9 +36,9 @@ async def test_a_message_to_a_quorum_queue_is_confirmed_and_arrives_as_it_was_se
 
 
 async def test_an_unroutable_message_is_returned_and_its_neighbours_are_confirmed(
-    channel, quorum_queue, message
-):
-    returned = []
+    channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
+    returned: list[Returned] = []
     channel.on_return = returned.append
     messages = [
         message(quorum_queue),
@@ -46,7 +54,9 @@ async def test_an_unroutable_message_is_returned_and_its_neighbours_are_confirme
     assert (returned[0].reply_code, returned[0].reply_text) == (312, "NO_ROUTE")
 
 
-async def test_a_full_queue_that_rejects_refuses_what_it_has_no_room_for(channel, fresh_name, message):
+async def test_a_full_queue_that_rejects_refuses_what_it_has_no_room_for(
+    channel: Channel, fresh_name: str, message: MakeMessage
+) -> None:
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     await channel.declare_queue(fresh_name, durable=False, exclusive=True, arguments=arguments)
 
@@ -57,7 +67,9 @@ async def test_a_full_queue_that_rejects_refuses_what_it_has_no_room_for(channel
     assert rest == [Published.REFUSED] * 20
 
 
-async def test_a_body_of_many_frames_arrives_whole_and_so_does_an_empty_one(channel, quorum_queue, message):
+async def test_a_body_of_many_frames_arrives_whole_and_so_does_an_empty_one(
+    channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
     large = bytes(range(256)) * 4096
     collector = Collector()
 
@@ -69,21 +81,21 @@ async def test_a_body_of_many_frames_arrives_whole_and_so_does_an_empty_one(chan
     assert collector.bodies == [large, b""]
 
 
-async def test_many_calls_at_once_each_get_their_own_outcomes(channel, quorum_queue, message):
+async def test_many_calls_at_once_each_get_their_own_outcomes(
+    channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
     async def one(number: int) -> list[Published]:
         key = quorum_queue if number % 3 else "no-such-queue"
         return await channel.publish([message(key, str(number).encode())])
 
     outcomes = await asyncio.gather(*(one(number) for number in range(300)))
 
-    assert outcomes == [
-        [Published.CONFIRMED] if number % 3 else [Published.RETURNED] for number in range(300)
-    ]
+    assert outcomes == [[Published.CONFIRMED] if number % 3 else [Published.RETURNED] for number in range(300)]
 
 
 async def test_acknowledged_messages_are_gone_and_the_others_come_back(
-    connection, channel, quorum_queue, message
-):
+    connection: Connection, channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
     collector = Collector()
     await channel.publish([message(quorum_queue, str(number).encode()) for number in range(10)])
     worker = await connection.channel()
@@ -103,7 +115,9 @@ async def test_acknowledged_messages_are_gone_and_the_others_come_back(
     assert all(delivery.redelivered for delivery in again)
 
 
-async def test_a_prefetch_bounds_what_is_delivered_unacknowledged(connection, channel, quorum_queue, message):
+async def test_a_prefetch_bounds_what_is_delivered_unacknowledged(
+    connection: Connection, channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
     collector = Collector()
     await channel.publish([message(quorum_queue) for _ in range(20)])
     worker = await connection.channel()
@@ -119,7 +133,9 @@ async def test_a_prefetch_bounds_what_is_delivered_unacknowledged(connection, ch
     assert (state.messages, state.consumers) == (17, 1)
 
 
-async def test_a_cancelled_consumer_gets_nothing_more_and_the_channel_goes_on(channel, quorum_queue, message):
+async def test_a_cancelled_consumer_gets_nothing_more_and_the_channel_goes_on(
+    channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
     collector = Collector()
     tag = await channel.consume(quorum_queue, collector)
 
@@ -128,10 +144,11 @@ async def test_a_cancelled_consumer_gets_nothing_more_and_the_channel_goes_on(ch
     delivery = await channel.get(quorum_queue)
 
     assert collector.deliveries == []
-    assert delivery is not None and delivery.body == b"late"
+    assert delivery is not None
+    assert delivery.body == b"late"
 
 
-async def test_get_gives_one_message_or_none(channel, quorum_queue, message):
+async def test_get_gives_one_message_or_none(channel: Channel, quorum_queue: str, message: MakeMessage) -> None:
     nothing = await channel.get(quorum_queue)
     await channel.publish([message(quorum_queue, b"one", message_id="id-1")])
     something = await channel.get(quorum_queue, no_ack=True)
@@ -141,7 +158,9 @@ async def test_get_gives_one_message_or_none(channel, quorum_queue, message):
     assert (something.body, something.properties.message_id) == (b"one", "id-1")
 
 
-async def test_exchanges_queues_and_bindings_are_made_used_and_unmade(channel, fresh_name, message):
+async def test_exchanges_queues_and_bindings_are_made_used_and_unmade(
+    channel: Channel, fresh_name: str, message: MakeMessage
+) -> None:
     await channel.declare_exchange(fresh_name, "topic")
     await channel.declare_queue(fresh_name, durable=False, exclusive=True)
 
@@ -156,7 +175,7 @@ async def test_exchanges_queues_and_bindings_are_made_used_and_unmade(channel, f
     await channel.delete_exchange(fresh_name)
 
 
-async def test_exchanges_are_bound_to_exchanges(channel, fresh_name, message):
+async def test_exchanges_are_bound_to_exchanges(channel: Channel, fresh_name: str, message: MakeMessage) -> None:
     await channel.declare_exchange(fresh_name, "fanout", durable=False, auto_delete=True)
     await channel.declare_exchange(fresh_name + "-source", "direct", durable=False)
     await channel.declare_queue(fresh_name, durable=False, exclusive=True)
@@ -171,7 +190,7 @@ async def test_exchanges_are_bound_to_exchanges(channel, fresh_name, message):
     await channel.delete_exchange(fresh_name + "-source")
 
 
-async def test_a_wrong_password_is_an_authentication_failure(rabbitmq):
+async def test_a_wrong_password_is_an_authentication_failure(rabbitmq: Node) -> None:
     url = rabbitmq.url.replace("guest:guest", "guest:wrong")
 
     with pytest.raises(AuthenticationFailed) as caught:
@@ -181,7 +200,7 @@ async def test_a_wrong_password_is_an_authentication_failure(rabbitmq):
     assert "wrong" not in str(caught.value)
 
 
-async def test_a_missing_virtual_host_is_not_allowed(rabbitmq):
+async def test_a_missing_virtual_host_is_not_allowed(rabbitmq: Node) -> None:
     url = rabbitmq.url.rsplit("/", 1)[0] + "/nowhere"
 
     with pytest.raises(NotAllowed) as caught:
@@ -191,8 +210,8 @@ async def test_a_missing_virtual_host_is_not_allowed(rabbitmq):
 
 
 async def test_a_closed_channel_takes_no_acknowledgements_and_publishes_nothing(
-    channel, quorum_queue, message
-):
+    channel: Channel, quorum_queue: str, message: MakeMessage
+) -> None:
     await channel.close()
     await channel.close()
 
@@ -204,7 +223,7 @@ async def test_a_closed_channel_takes_no_acknowledgements_and_publishes_nothing(
     assert await channel.wait_closed() is None
 
 
-async def test_a_closed_connection_ends_its_channels(rabbitmq):
+async def test_a_closed_connection_ends_its_channels(rabbitmq: Node) -> None:
     connection = await connect(rabbitmq.url)
     channel = await connection.channel()
 
@@ -212,7 +231,8 @@ async def test_a_closed_connection_ends_its_channels(rabbitmq):
     await connection.close()
 
     await channel.wait_closed()
-    assert connection.closed and channel.closed
+    assert connection.closed
+    assert channel.closed
     assert await connection.wait_closed() is None
     with pytest.raises(ChannelClosed):
         channel.ack(1)

@@ -1,12 +1,13 @@
 """What RabbitMQ, or its death, does to an open connection, channel or consumer."""
 
 import asyncio
-import subprocess
 
 import pytest
 
 from hopline.amqp import (
+    Channel,
     ChannelClosed,
+    Connection,
     ConnectionClosed,
     ConnectionLost,
     NotFound,
@@ -14,15 +15,14 @@ from hopline.amqp import (
     Published,
     connect,
 )
+from tests.conftest import NodeFactory
 
-from .collector import Collector
-
-pytestmark = pytest.mark.asyncio
+from .collector import Collector, MakeMessage
 
 
 async def test_other_arguments_close_the_channel_with_406_and_spare_the_others(
-    connection, channel, quorum_queue
-):
+    connection: Connection, channel: Channel, quorum_queue: str
+) -> None:
     other = await connection.channel()
 
     with pytest.raises(PreconditionFailed) as caught:
@@ -35,14 +35,16 @@ async def test_other_arguments_close_the_channel_with_406_and_spare_the_others(
     assert (await channel.declare_queue(quorum_queue, passive=True)).name == quorum_queue
 
 
-async def test_a_missing_queue_is_not_found(channel):
+async def test_a_missing_queue_is_not_found(channel: Channel) -> None:
     with pytest.raises(NotFound) as caught:
         await channel.declare_queue("no-such-queue", passive=True)
 
     assert caught.value.code == 404
 
 
-async def test_an_unknown_delivery_tag_closes_the_channel_and_voids_the_rest(connection, quorum_queue):
+async def test_an_unknown_delivery_tag_closes_the_channel_and_voids_the_rest(
+    connection: Connection, quorum_queue: str
+) -> None:
     channel = await connection.channel()
 
     channel.ack(4711)
@@ -53,7 +55,9 @@ async def test_an_unknown_delivery_tag_closes_the_channel_and_voids_the_rest(con
         channel.ack(1)
 
 
-async def test_publishing_to_a_missing_exchange_ends_as_unknown_and_names_the_exchange(channel, message):
+async def test_publishing_to_a_missing_exchange_ends_as_unknown_and_names_the_exchange(
+    channel: Channel, message: MakeMessage
+) -> None:
     outcomes = await channel.publish([message("key", exchange="no-such-exchange")])
 
     assert outcomes == [Published.UNKNOWN]
@@ -61,7 +65,9 @@ async def test_publishing_to_a_missing_exchange_ends_as_unknown_and_names_the_ex
     assert "no-such-exchange" in channel.close_reason.text
 
 
-async def test_a_queue_deleted_under_its_consumer_cancels_it(connection, channel, fresh_name):
+async def test_a_queue_deleted_under_its_consumer_cancels_it(
+    connection: Connection, channel: Channel, fresh_name: str
+) -> None:
     cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     await channel.declare_queue(fresh_name, arguments={"x-queue-type": "quorum"})
     tag = await channel.consume(fresh_name, Collector(), on_cancel=cancelled.set_result)
@@ -73,7 +79,9 @@ async def test_a_queue_deleted_under_its_consumer_cancels_it(connection, channel
     assert not channel.closed
 
 
-async def test_kill_minus_9_ends_everything_with_connection_lost(rabbitmq_node, message):
+async def test_kill_minus_9_ends_everything_with_connection_lost(
+    rabbitmq_node: NodeFactory, message: MakeMessage
+) -> None:
     node = rabbitmq_node()
     connection = await connect(node.url)
     channel = await connection.channel()

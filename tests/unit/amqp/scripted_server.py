@@ -8,8 +8,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 from pamqp import commands, frame, header
+from pamqp.body import ContentBody
 
 DEADLINE_SECONDS = 10.0
 Script = Callable[["Peer"], Awaitable[None]]
@@ -23,13 +25,13 @@ class Peer:
         self.writer = writer
         self.received = b""
 
-    def send(self, method: object, channel: int = 0) -> None:
+    def send(self, method: Any, channel: int = 0) -> None:
         self.send_raw(frame.marshal(method, channel))
 
     def send_raw(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def next_frame(self) -> tuple[int, object]:
+    async def next_frame(self) -> tuple[int, Any]:
         """The next frame of the client but heartbeats, as (channel, pamqp's object)."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             while True:
@@ -39,15 +41,13 @@ class Peer:
                     _, channel, value = frame.unmarshal(head + rest)
                     return channel, value
 
-    async def expect(self, kind: type) -> object:
+    async def expect(self, kind: type) -> Any:
         """The next frame of this kind; whatever comes before it is an error."""
         _, value = await self.next_frame()
         assert isinstance(value, kind), f"expected {kind}, got {value.name}"
         return value
 
-    async def handshake(
-        self, *, frame_max: int = 131_072, channel_max: int = 2047, heartbeat: int = 0
-    ) -> None:
+    async def handshake(self, *, frame_max: int = 131_072, channel_max: int = 2047, heartbeat: int = 0) -> None:
         """Login, as RabbitMQ does it."""
         await self.start()
         await self.expect(commands.Connection.StartOk)
@@ -84,17 +84,14 @@ class Peer:
         self.send(commands.Basic.Deliver(consumer_tag, tag, False, "exchange", "key"), channel)
         self.content(body, channel)
 
-    def content(
-        self, body: bytes, channel: int = 1, properties: commands.Basic.Properties | None = None
-    ) -> None:
-        from pamqp.body import ContentBody
-
+    def content(self, body: bytes, channel: int = 1, properties: commands.Basic.Properties | None = None) -> None:
         self.send(header.ContentHeader(0, len(body), properties or commands.Basic.Properties()), channel)
         if body:
             self.send(ContentBody(body), channel)
 
-    async def hang_up(self) -> None:
-        self.writer.close()
+    def pause_reading(self) -> None:
+        """From now on the client's bytes stay in the kernel, and then in the client."""
+        cast("asyncio.Transport", self.writer.transport).pause_reading()
 
     async def wait_for_end(self) -> bytes:
         """Everything until the client closes."""

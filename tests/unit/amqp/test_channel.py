@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from pamqp import commands, header
@@ -10,6 +12,7 @@ from pamqp import commands, header
 from hopline.amqp import (
     ChannelClosed,
     DecodeError,
+    Delivery,
     EncodeError,
     NotFound,
     Outgoing,
@@ -24,11 +27,9 @@ from hopline.amqp import channel as channel_module
 
 from .scripted_server import Peer, scripted
 
-pytestmark = pytest.mark.asyncio
-
 
 @asynccontextmanager
-async def open_channel(script, *, confirms=False, timeout_seconds=10.0):
+async def open_channel(script: Any, *, confirms: bool = False, timeout_seconds: Any = 10.0) -> AsyncIterator[Any]:
     """A channel 1 whose server goes on with `script`, and hangs up when it ends."""
 
     async def whole(peer: Peer) -> None:
@@ -45,7 +46,7 @@ async def open_channel(script, *, confirms=False, timeout_seconds=10.0):
         await asyncio.wait_for(connection.wait_closed(), 10)
 
 
-def message(body=b"body", key="key", **properties):
+def message(body: Any = b"body", key: Any = "key", **properties: Any) -> Any:
     return Outgoing("exchange", key, Properties(**properties), body)
 
 
@@ -54,7 +55,7 @@ async def hang_until_end(peer: Peer) -> None:
         await peer.wait_for_end()
 
 
-async def test_answers_come_to_their_questions_in_order():
+async def test_answers_come_to_their_questions_in_order() -> None:
     async def script(peer: Peer) -> None:
         for _ in range(3):
             await peer.expect(commands.Queue.Declare)
@@ -67,7 +68,7 @@ async def test_answers_come_to_their_questions_in_order():
     assert [state.messages for state in states] == [0, 1, 2]
 
 
-async def test_a_wrong_answer_is_a_protocol_error():
+async def test_a_wrong_answer_is_a_protocol_error() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Queue.Declare)
         peer.send(commands.Queue.BindOk(), 1)
@@ -78,7 +79,7 @@ async def test_a_wrong_answer_is_a_protocol_error():
             await channel.declare_queue("q")
 
 
-async def test_no_answer_within_the_deadline_closes_the_channel():
+async def test_no_answer_within_the_deadline_closes_the_channel() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Queue.Declare)
         await peer.expect(commands.Channel.Close)
@@ -93,7 +94,7 @@ async def test_no_answer_within_the_deadline_closes_the_channel():
             await channel.declare_queue("q")
 
 
-async def test_a_cancelled_question_leaves_the_answers_in_step():
+async def test_a_cancelled_question_leaves_the_answers_in_step() -> None:
     asked = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -112,9 +113,9 @@ async def test_a_cancelled_question_leaves_the_answers_in_step():
     assert second.name == "second"
 
 
-async def test_an_abandoned_consumer_is_cancelled_and_its_messages_go_back():
+async def test_an_abandoned_consumer_is_cancelled_and_its_messages_go_back() -> None:
     asked = asyncio.Event()
-    received = []
+    received: list[Delivery] = []
 
     async def script(peer: Peer) -> None:
         consume = await peer.expect(commands.Basic.Consume)
@@ -137,7 +138,7 @@ async def test_an_abandoned_consumer_is_cancelled_and_its_messages_go_back():
 
 
 @pytest.mark.parametrize("no_ack", [False, True])
-async def test_the_message_of_an_abandoned_get_goes_back_unless_it_was_automatic(no_ack):
+async def test_the_message_of_an_abandoned_get_goes_back_unless_it_was_automatic(no_ack: bool) -> None:
     asked = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -157,8 +158,8 @@ async def test_the_message_of_an_abandoned_get_goes_back_unless_it_was_automatic
         await channel.qos(1)
 
 
-async def test_deliveries_right_behind_the_answer_are_not_lost():
-    received = []
+async def test_deliveries_right_behind_the_answer_are_not_lost() -> None:
+    received: list[Delivery] = []
 
     async def script(peer: Peer) -> None:
         consume = await peer.expect(commands.Basic.Consume)
@@ -169,7 +170,7 @@ async def test_deliveries_right_behind_the_answer_are_not_lost():
 
     async with open_channel(script) as channel:
 
-        def on_deliveries(deliveries):
+        def on_deliveries(deliveries: list[Delivery]) -> None:
             received.extend(deliveries)
             if len(received) == 3:
                 channel.ack(3, multiple=True)
@@ -179,7 +180,7 @@ async def test_deliveries_right_behind_the_answer_are_not_lost():
     assert [delivery.delivery_tag for delivery in received] == [1, 2, 3]
 
 
-async def test_acknowledgements_of_one_turn_are_one_write():
+async def test_acknowledgements_of_one_turn_are_one_write() -> None:
     async def script(peer: Peer) -> None:
         data = await peer.reader.read(65536)
         assert len(data) == 21 * 50
@@ -189,11 +190,11 @@ async def test_acknowledgements_of_one_turn_are_one_write():
             channel.ack(tag)
 
 
-async def test_malformed_properties_harm_only_their_reader():
-    received = []
+async def test_malformed_properties_harm_only_their_reader() -> None:
+    received: list[Delivery] = []
     both = asyncio.Event()
 
-    def on_deliveries(deliveries):
+    def on_deliveries(deliveries: list[Delivery]) -> None:
         received.extend(deliveries)
         if len(received) == 2:
             both.set()
@@ -220,11 +221,9 @@ async def test_malformed_properties_harm_only_their_reader():
         channel.ack(2)
 
 
-async def test_a_callback_that_raises_is_reported_and_closes_its_channel_only():
-    reported = []
-    asyncio.get_running_loop().set_exception_handler(
-        lambda loop, context: reported.append(context["exception"])
-    )
+async def test_a_callback_that_raises_is_reported_and_closes_its_channel_only() -> None:
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["exception"]))
 
     async def script(peer: Peer) -> None:
         consume = await peer.expect(commands.Basic.Consume)
@@ -233,7 +232,7 @@ async def test_a_callback_that_raises_is_reported_and_closes_its_channel_only():
         await peer.expect(commands.Channel.Close)
         peer.send(commands.Channel.CloseOk(), 1)
 
-    def on_deliveries(deliveries):
+    def on_deliveries(deliveries: list[Delivery]) -> None:
         raise KeyError("bug")
 
     async with open_channel(script) as channel:
@@ -244,8 +243,8 @@ async def test_a_callback_that_raises_is_reported_and_closes_its_channel_only():
     assert [type(error) for error in reported] == [KeyError]
 
 
-async def test_a_cancel_by_the_server_is_told_once():
-    told = []
+async def test_a_cancel_by_the_server_is_told_once() -> None:
+    told: list[str] = []
 
     async def script(peer: Peer) -> None:
         consume = await peer.expect(commands.Basic.Consume)
@@ -259,7 +258,7 @@ async def test_a_cancel_by_the_server_is_told_once():
     assert told == [tag]
 
 
-async def test_a_consumer_tag_in_use_is_a_mistake():
+async def test_a_consumer_tag_in_use_is_a_mistake() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Basic.Consume)
         peer.send(commands.Basic.ConsumeOk("tag"), 1)
@@ -270,7 +269,7 @@ async def test_a_consumer_tag_in_use_is_a_mistake():
             await channel.consume("q", lambda deliveries: None, consumer_tag="tag")
 
 
-async def test_every_publish_of_a_call_gets_its_own_outcome():
+async def test_every_publish_of_a_call_gets_its_own_outcome() -> None:
     async def script(peer: Peer) -> None:
         assert await peer.expect_publishes(5) == [b"0", b"1", b"2", b"3", b"4"]
         peer.send(commands.Basic.Nack(4, False, False), 1)
@@ -280,15 +279,13 @@ async def test_every_publish_of_a_call_gets_its_own_outcome():
         peer.send(commands.Basic.Ack(5, False), 1)
 
     async with open_channel(script, confirms=True) as channel:
-        outcomes = await channel.publish(
-            [message(str(number).encode(), message_id=str(number)) for number in range(5)]
-        )
+        outcomes = await channel.publish([message(str(number).encode(), message_id=str(number)) for number in range(5)])
 
     confirmed = Published.CONFIRMED
     assert outcomes == [confirmed, confirmed, Published.RETURNED, Published.REFUSED, confirmed]
 
 
-async def test_no_confirm_within_the_deadline_is_unknown_and_a_late_one_harms_nothing():
+async def test_no_confirm_within_the_deadline_is_unknown_and_a_late_one_harms_nothing() -> None:
     first_is_over = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -308,7 +305,7 @@ async def test_no_confirm_within_the_deadline_is_unknown_and_a_late_one_harms_no
 
 
 @pytest.mark.parametrize("how", ["channel", "connection", "hang up"])
-async def test_whatever_ends_the_channel_makes_the_rest_unknown(how):
+async def test_whatever_ends_the_channel_makes_the_rest_unknown(how: Any) -> None:
     async def script(peer: Peer) -> None:
         await peer.expect_publishes(3)
         peer.send(commands.Basic.Ack(1, False), 1)
@@ -329,7 +326,7 @@ async def test_whatever_ends_the_channel_makes_the_rest_unknown(how):
     assert outcomes == [Published.CONFIRMED, Published.UNKNOWN, Published.UNKNOWN]
 
 
-async def test_a_blocked_connection_holds_publishes_back_until_it_is_unblocked():
+async def test_a_blocked_connection_holds_publishes_back_until_it_is_unblocked() -> None:
     async def script(peer: Peer) -> None:
         peer.send(commands.Connection.Blocked("low on memory"))
         await peer.expect(commands.Queue.Declare)
@@ -348,7 +345,7 @@ async def test_a_blocked_connection_holds_publishes_back_until_it_is_unblocked()
         assert await publish == [Published.CONFIRMED]
 
 
-async def test_what_a_block_held_back_past_its_deadline_is_never_written():
+async def test_what_a_block_held_back_past_its_deadline_is_never_written() -> None:
     async def script(peer: Peer) -> None:
         peer.send(commands.Connection.Blocked("low on memory"))
         await peer.expect(commands.Queue.Declare)
@@ -369,7 +366,7 @@ async def test_what_a_block_held_back_past_its_deadline_is_never_written():
     assert later == [Published.CONFIRMED]
 
 
-async def test_channel_flow_holds_publishes_back():
+async def test_channel_flow_holds_publishes_back() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Queue.Declare)
         peer.send(commands.Channel.Flow(False), 1)
@@ -390,9 +387,9 @@ async def test_channel_flow_holds_publishes_back():
         assert await publish == [Published.CONFIRMED]
 
 
-async def test_a_peer_that_does_not_read_bounds_our_memory():
+async def test_a_peer_that_does_not_read_bounds_our_memory() -> None:
     async def script(peer: Peer) -> None:
-        peer.writer.transport.pause_reading()
+        peer.pause_reading()
         async with asyncio.timeout(10):
             await enough.wait()
         peer.writer.transport.abort()
@@ -411,7 +408,7 @@ async def test_a_peer_that_does_not_read_bounds_our_memory():
     assert outcomes == more == [Published.UNKNOWN] * 400
 
 
-async def test_calls_beyond_the_window_wait_for_room_and_keep_their_order(monkeypatch):
+async def test_calls_beyond_the_window_wait_for_room_and_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_module, "UNCONFIRMED_MAX", 10)
 
     async def script(peer: Peer) -> None:
@@ -421,16 +418,13 @@ async def test_calls_beyond_the_window_wait_for_room_and_keep_their_order(monkey
             peer.send(commands.Basic.Ack(start + 5, True), 1)
 
     async with open_channel(script, confirms=True) as channel:
-        calls = [
-            channel.publish([message(str(first + number).encode()) for number in range(25)])
-            for first in (0, 25)
-        ]
+        calls = [channel.publish([message(str(first + number).encode()) for number in range(25)]) for first in (0, 25)]
         outcomes = await asyncio.gather(*calls)
 
     assert outcomes == [[Published.CONFIRMED] * 25] * 2
 
 
-async def test_one_message_beyond_the_limits_and_nothing_of_its_call_is_sent():
+async def test_one_message_beyond_the_limits_and_nothing_of_its_call_is_sent() -> None:
     async def script(peer: Peer) -> None:
         assert await peer.expect_publishes(1) == [b"good"]
         peer.send(commands.Basic.Ack(1, False), 1)
@@ -448,7 +442,7 @@ async def test_one_message_beyond_the_limits_and_nothing_of_its_call_is_sent():
         assert await channel.publish([]) == []
 
 
-async def test_publishing_without_confirms_is_a_mistake():
+async def test_publishing_without_confirms_is_a_mistake() -> None:
     async def script(peer: Peer) -> None:
         pass
 
@@ -457,7 +451,7 @@ async def test_publishing_without_confirms_is_a_mistake():
             await channel.publish([message()])
 
 
-async def test_a_confirm_of_nothing_is_a_protocol_error():
+async def test_a_confirm_of_nothing_is_a_protocol_error() -> None:
     async def script(peer: Peer) -> None:
         peer.send(commands.Basic.Ack(1, False), 1)
         await peer.expect(commands.Connection.Close)
@@ -466,8 +460,8 @@ async def test_a_confirm_of_nothing_is_a_protocol_error():
         assert isinstance(await asyncio.wait_for(channel.wait_closed(), 10), ProtocolError)
 
 
-async def test_close_sends_earlier_acknowledgements_first_and_ignores_what_still_comes():
-    received = []
+async def test_close_sends_earlier_acknowledgements_first_and_ignores_what_still_comes() -> None:
+    received: list[Delivery] = []
 
     async def script(peer: Peer) -> None:
         consume = await peer.expect(commands.Basic.Consume)
@@ -486,7 +480,7 @@ async def test_close_sends_earlier_acknowledgements_first_and_ignores_what_still
     assert received == []
 
 
-async def test_both_sides_closing_at_once_is_an_orderly_close():
+async def test_both_sides_closing_at_once_is_an_orderly_close() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Channel.Close)
         peer.send(commands.Channel.Close(406, "PRECONDITION_FAILED", 60, 80), 1)
@@ -499,7 +493,7 @@ async def test_both_sides_closing_at_once_is_an_orderly_close():
     assert channel.close_reason is None
 
 
-async def test_close_against_a_silent_server_ends_at_its_deadline():
+async def test_close_against_a_silent_server_ends_at_its_deadline() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Channel.Close)
         await done.wait()
@@ -512,7 +506,7 @@ async def test_close_against_a_silent_server_ends_at_its_deadline():
     assert channel.closed
 
 
-async def test_a_cancelled_opening_closes_the_channel():
+async def test_a_cancelled_opening_closes_the_channel() -> None:
     asked = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -533,7 +527,7 @@ async def test_a_cancelled_opening_closes_the_channel():
         await asyncio.wait_for(connection.wait_closed(), 10)
 
 
-async def test_large_bodies_are_cut_at_the_agreed_frame_size():
+async def test_large_bodies_are_cut_at_the_agreed_frame_size() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake(frame_max=8192)
         await peer.open_channel(confirms=True)

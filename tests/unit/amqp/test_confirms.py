@@ -1,36 +1,38 @@
 """The bookkeeping of confirms against a plain model, and the matching of returns."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopline.amqp import Outgoing, ProtocolError, Properties, Published
+from hopline.amqp import Outgoing, Properties, ProtocolError, Published
 from hopline.amqp.confirms import Call, Confirms
 
 
 class Waiter:
-    def __init__(self):
+    def __init__(self) -> None:
         self.results = 0
 
-    def done(self):
+    def done(self) -> Any:
         return self.results > 0
 
-    def set_result(self, result):
+    def set_result(self, result: Any) -> None:
         self.results += 1
 
 
-def outgoing(key="key", message_id=None, body=b"", mandatory=True):
+def outgoing(key: Any = "key", message_id: Any = None, body: Any = b"", mandatory: Any = True) -> Any:
     return Outgoing("exchange", key, Properties(message_id=message_id), body, mandatory)
 
 
-def published(confirms, *messages):
+def published(confirms: Confirms, *messages: Any) -> Any:
     call = Call(messages)
     confirms.wrote(call, len(messages))
     call.waiter = Waiter()
     return call
 
 
-def test_one_multiple_confirm_settles_every_call_before_it():
+def test_one_multiple_confirm_settles_every_call_before_it() -> None:
     confirms = Confirms()
     calls = [published(confirms, *[outgoing()] * 10) for _ in range(3)]
 
@@ -41,7 +43,7 @@ def test_one_multiple_confirm_settles_every_call_before_it():
     assert calls[2].outcomes() == [Published.CONFIRMED] * 5 + [Published.UNKNOWN] * 5
 
 
-def test_confirms_out_of_order_settle_only_theirs():
+def test_confirms_out_of_order_settle_only_theirs() -> None:
     confirms = Confirms()
     first, second = published(confirms, outgoing(), outgoing()), published(confirms, outgoing())
 
@@ -53,7 +55,7 @@ def test_confirms_out_of_order_settle_only_theirs():
     assert first.outcomes() == [Published.UNKNOWN, Published.REFUSED]
 
 
-def test_tag_zero_with_multiple_means_all():
+def test_tag_zero_with_multiple_means_all() -> None:
     confirms = Confirms()
     call = published(confirms, outgoing(), outgoing())
 
@@ -63,7 +65,7 @@ def test_tag_zero_with_multiple_means_all():
 
 
 @pytest.mark.parametrize(("tag", "multiple"), [(3, False), (3, True), (0, False)])
-def test_a_confirm_of_what_was_never_published_is_a_protocol_error(tag, multiple):
+def test_a_confirm_of_what_was_never_published_is_a_protocol_error(tag: Any, multiple: Any) -> None:
     confirms = Confirms()
     published(confirms, outgoing(), outgoing())
 
@@ -71,7 +73,7 @@ def test_a_confirm_of_what_was_never_published_is_a_protocol_error(tag, multiple
         confirms.settle(tag, multiple=multiple, refused=False)
 
 
-def test_a_second_confirm_of_the_same_publish_changes_nothing():
+def test_a_second_confirm_of_the_same_publish_changes_nothing() -> None:
     confirms = Confirms()
     call = published(confirms, outgoing(), outgoing())
 
@@ -83,7 +85,7 @@ def test_a_second_confirm_of_the_same_publish_changes_nothing():
     assert call.outcomes() == [Published.CONFIRMED, Published.UNKNOWN]
 
 
-def test_a_return_before_its_confirm_makes_it_returned():
+def test_a_return_before_its_confirm_makes_it_returned() -> None:
     confirms = Confirms()
     call = published(confirms, outgoing("a"), outgoing("b"), outgoing("a"))
 
@@ -94,11 +96,9 @@ def test_a_return_before_its_confirm_makes_it_returned():
     assert call.outcomes() == [Published.CONFIRMED, Published.RETURNED, Published.CONFIRMED]
 
 
-def test_a_return_is_told_apart_by_id_and_body_when_the_route_changed_between():
+def test_a_return_is_told_apart_by_id_and_body_when_the_route_changed_between() -> None:
     confirms = Confirms()
-    call = published(
-        confirms, outgoing(message_id="1"), outgoing(message_id="2"), outgoing(message_id="2", body=b"x")
-    )
+    call = published(confirms, outgoing(message_id="1"), outgoing(message_id="2"), outgoing(message_id="2", body=b"x"))
 
     confirms.returned("exchange", "key", "2", b"x")
     confirms.settle(3, multiple=True, refused=False)
@@ -106,7 +106,7 @@ def test_a_return_is_told_apart_by_id_and_body_when_the_route_changed_between():
     assert call.outcomes() == [Published.CONFIRMED, Published.CONFIRMED, Published.RETURNED]
 
 
-def test_equal_messages_are_returned_in_the_order_of_their_publishes():
+def test_equal_messages_are_returned_in_the_order_of_their_publishes() -> None:
     confirms = Confirms()
     first, second = published(confirms, outgoing(), outgoing()), published(confirms, outgoing())
 
@@ -118,7 +118,7 @@ def test_equal_messages_are_returned_in_the_order_of_their_publishes():
     assert second.outcomes() == [Published.UNKNOWN]
 
 
-def test_settled_and_optional_messages_are_never_taken_for_returned_ones():
+def test_settled_and_optional_messages_are_never_taken_for_returned_ones() -> None:
     confirms = Confirms()
     call = published(confirms, outgoing(), outgoing(mandatory=False), outgoing())
     confirms.settle(1, multiple=False, refused=False)
@@ -129,7 +129,7 @@ def test_settled_and_optional_messages_are_never_taken_for_returned_ones():
     assert call.outcomes() == [Published.CONFIRMED, Published.CONFIRMED, Published.RETURNED]
 
 
-def test_a_return_whose_headers_the_server_changed_goes_to_the_nearest_message():
+def test_a_return_whose_headers_the_server_changed_goes_to_the_nearest_message() -> None:
     confirms = Confirms()
     call = published(confirms, outgoing("other"), outgoing(message_id="1"))
 
@@ -137,7 +137,7 @@ def test_a_return_whose_headers_the_server_changed_goes_to_the_nearest_message()
     assert confirms.returned("exchange", "unheard-of", None, b"") is None
 
 
-def test_what_is_lost_is_unknown_but_a_return_stays_one():
+def test_what_is_lost_is_unknown_but_a_return_stays_one() -> None:
     confirms = Confirms()
     call = published(confirms, outgoing(), outgoing("b"), outgoing())
     confirms.settle(1, multiple=False, refused=False)
@@ -150,7 +150,7 @@ def test_what_is_lost_is_unknown_but_a_return_stays_one():
     assert confirms.unconfirmed == 0
 
 
-def test_what_was_never_written_is_unknown():
+def test_what_was_never_written_is_unknown() -> None:
     confirms = Confirms()
     call = Call([outgoing()] * 3)
     confirms.wrote(call, 1)
@@ -163,11 +163,11 @@ settlements = st.tuples(st.floats(0, 1), st.booleans(), st.booleans())
 
 
 @given(st.lists(st.one_of(st.integers(1, 8), settlements), max_size=60), st.booleans())
-def test_any_order_of_publishes_and_confirms_agrees_with_a_plain_model(steps, lose_at_the_end):
+def test_any_order_of_publishes_and_confirms_agrees_with_a_plain_model(steps: Any, lose_at_the_end: Any) -> None:
     confirms = Confirms()
     calls = []
-    model = {}
-    owner = {}
+    model: dict[int, Published] = {}
+    owner: dict[int, tuple[int, int]] = {}
     for step in steps:
         if isinstance(step, int):
             calls.append(published(confirms, *[outgoing()] * step))
@@ -193,7 +193,7 @@ def test_any_order_of_publishes_and_confirms_agrees_with_a_plain_model(steps, lo
         assert call.waiter.results == (1 if settled or lose_at_the_end else 0)
 
 
-def test_long_histories_leave_nothing_behind():
+def test_long_histories_leave_nothing_behind() -> None:
     confirms = Confirms()
     for _ in range(2000):
         published(confirms, outgoing())

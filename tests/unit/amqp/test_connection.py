@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+import ssl
+from typing import Any
 
 import pytest
 from pamqp import commands
@@ -24,8 +26,6 @@ from hopline.amqp import (
 
 from .scripted_server import Peer, scripted
 
-pytestmark = pytest.mark.asyncio
-
 
 async def serve_until_closed(peer: Peer) -> None:
     """After login: answers connection.close."""
@@ -33,7 +33,7 @@ async def serve_until_closed(peer: Peer) -> None:
     peer.send(commands.Connection.CloseOk())
 
 
-async def test_login_says_who_we_are_and_takes_the_smaller_limits():
+async def test_login_says_who_we_are_and_takes_the_smaller_limits() -> None:
     seen = {}
 
     async def script(peer: Peer) -> None:
@@ -61,7 +61,7 @@ async def test_login_says_who_we_are_and_takes_the_smaller_limits():
 
 
 @pytest.mark.parametrize(("ours", "theirs", "agreed"), [(10, 60, 10), (10, 5, 5), (10, 0, 10), (0, 60, 0)])
-async def test_the_heartbeat_is_ours_unless_theirs_is_shorter(ours, theirs, agreed):
+async def test_the_heartbeat_is_ours_unless_theirs_is_shorter(ours: Any, theirs: Any, agreed: Any) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake(heartbeat=theirs)
         await serve_until_closed(peer)
@@ -72,7 +72,7 @@ async def test_the_heartbeat_is_ours_unless_theirs_is_shorter(ours, theirs, agre
         await connection.close()
 
 
-async def test_the_urls_values_win():
+async def test_the_urls_values_win() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await serve_until_closed(peer)
@@ -83,7 +83,7 @@ async def test_the_urls_values_win():
         await connection.close()
 
 
-async def test_a_server_that_never_answers_is_a_timeout():
+async def test_a_server_that_never_answers_is_a_timeout() -> None:
     async def script(peer: Peer) -> None:
         await peer.wait_for_end()
 
@@ -92,7 +92,7 @@ async def test_a_server_that_never_answers_is_a_timeout():
             await connect(url, timeout_seconds=0.1)
 
 
-async def test_a_server_that_falls_silent_during_login_is_a_timeout():
+async def test_a_server_that_falls_silent_during_login_is_a_timeout() -> None:
     async def script(peer: Peer) -> None:
         await peer.start()
         await peer.wait_for_end()
@@ -102,7 +102,7 @@ async def test_a_server_that_falls_silent_during_login_is_a_timeout():
             await connect(url + "?connection_timeout=100")
 
 
-async def test_nobody_at_the_port_is_connect_failed():
+async def test_nobody_at_the_port_is_connect_failed() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -123,7 +123,7 @@ async def test_nobody_at_the_port_is_connect_failed():
         b"\x01" * 20,
     ],
 )
-async def test_a_peer_that_is_not_amqp_091_is_a_protocol_error(greeting):
+async def test_a_peer_that_is_not_amqp_091_is_a_protocol_error(greeting: Any) -> None:
     async def script(peer: Peer) -> None:
         peer.send_raw(greeting)
         await peer.wait_for_end()
@@ -133,7 +133,7 @@ async def test_a_peer_that_is_not_amqp_091_is_a_protocol_error(greeting):
             await connect(url)
 
 
-async def test_a_refused_login_is_an_authentication_failure_and_no_other_host_is_asked():
+async def test_a_refused_login_is_an_authentication_failure_and_no_other_host_is_asked() -> None:
     connections = 0
 
     async def script(peer: Peer) -> None:
@@ -152,7 +152,7 @@ async def test_a_refused_login_is_an_authentication_failure_and_no_other_host_is
     assert connections == 1
 
 
-async def test_a_server_without_our_mechanism_is_an_authentication_failure():
+async def test_a_server_without_our_mechanism_is_an_authentication_failure() -> None:
     async def script(peer: Peer) -> None:
         await peer.start("EXTERNAL")
         await peer.wait_for_end()
@@ -162,7 +162,7 @@ async def test_a_server_without_our_mechanism_is_an_authentication_failure():
             await connect(url)
 
 
-async def test_a_second_step_of_login_is_an_authentication_failure():
+async def test_a_second_step_of_login_is_an_authentication_failure() -> None:
     async def script(peer: Peer) -> None:
         await peer.start()
         await peer.expect(commands.Connection.StartOk)
@@ -174,7 +174,7 @@ async def test_a_second_step_of_login_is_an_authentication_failure():
             await connect(url)
 
 
-async def test_hosts_are_tried_in_turn():
+async def test_hosts_are_tried_in_turn() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await serve_until_closed(peer)
@@ -191,7 +191,7 @@ async def test_hosts_are_tried_in_turn():
     assert caught.value.text.count(dead) == 2
 
 
-async def test_cancelling_connect_leaves_nothing_open():
+async def test_cancelling_connect_leaves_nothing_open() -> None:
     connected = asyncio.Event()
     ended = asyncio.Event()
 
@@ -211,12 +211,10 @@ async def test_cancelling_connect_leaves_nothing_open():
         await asyncio.wait_for(ended.wait(), 10)
 
 
-async def test_the_servers_close_is_answered_and_typed():
+async def test_the_servers_close_is_answered_and_typed() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
-        peer.send(
-            commands.Connection.Close(320, "CONNECTION_FORCED - broker forced connection closure", 0, 0)
-        )
+        peer.send(commands.Connection.Close(320, "CONNECTION_FORCED - broker forced connection closure", 0, 0))
         await peer.expect(commands.Connection.CloseOk)
 
     async with scripted(script) as url:
@@ -230,7 +228,7 @@ async def test_the_servers_close_is_answered_and_typed():
         await connection.channel()
 
 
-async def test_a_hang_up_is_a_lost_connection_and_fails_what_waits():
+async def test_a_hang_up_is_a_lost_connection_and_fails_what_waits() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await peer.expect(commands.Channel.Open)
@@ -243,7 +241,7 @@ async def test_a_hang_up_is_a_lost_connection_and_fails_what_waits():
     assert connection.closed
 
 
-async def test_two_missed_heartbeats_end_the_connection():
+async def test_two_missed_heartbeats_end_the_connection() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake(heartbeat=1)
         await peer.wait_for_end()
@@ -255,7 +253,7 @@ async def test_two_missed_heartbeats_end_the_connection():
     assert isinstance(reason, HeartbeatTimeout)
 
 
-async def test_heartbeats_are_sent_and_keep_the_connection():
+async def test_heartbeats_are_sent_and_keep_the_connection() -> None:
     kept_up = asyncio.Event()
     beat = b"\x08" + bytes(6) + b"\xce"
 
@@ -275,7 +273,7 @@ async def test_heartbeats_are_sent_and_keep_the_connection():
         await connection.close()
 
 
-async def test_blocked_and_unblocked_are_told():
+async def test_blocked_and_unblocked_are_told() -> None:
     seen = []
 
     async def script(peer: Peer) -> None:
@@ -289,7 +287,7 @@ async def test_blocked_and_unblocked_are_told():
         connection = await connect(url)
         done = asyncio.Event()
 
-        def on_blocked(reason):
+        def on_blocked(reason: Any) -> None:
             seen.append((reason, connection.blocked))
             if reason is None:
                 done.set()
@@ -306,7 +304,7 @@ async def test_blocked_and_unblocked_are_told():
     "breach",
     [b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x29\xcd", b"garbage!", b"\x02\x00\x00\x00\x00\x00\x00\xce"],
 )
-async def test_a_breach_is_answered_with_close_and_typed(breach):
+async def test_a_breach_is_answered_with_close_and_typed(breach: Any) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         peer.send_raw(breach)
@@ -320,7 +318,7 @@ async def test_a_breach_is_answered_with_close_and_typed(breach):
     assert isinstance(reason, ProtocolError)
 
 
-async def test_an_answer_that_nobody_asked_for_is_a_protocol_error():
+async def test_an_answer_that_nobody_asked_for_is_a_protocol_error() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         peer.send(commands.Connection.OpenOk())
@@ -332,7 +330,7 @@ async def test_an_answer_that_nobody_asked_for_is_a_protocol_error():
         assert isinstance(await asyncio.wait_for(connection.wait_closed(), 10), ProtocolError)
 
 
-async def test_a_frame_max_below_amqps_least_is_a_protocol_error():
+async def test_a_frame_max_below_amqps_least_is_a_protocol_error() -> None:
     async def script(peer: Peer) -> None:
         await peer.start()
         await peer.expect(commands.Connection.StartOk)
@@ -344,7 +342,7 @@ async def test_a_frame_max_below_amqps_least_is_a_protocol_error():
             await connect(url)
 
 
-async def test_close_against_a_silent_server_ends_at_its_deadline():
+async def test_close_against_a_silent_server_ends_at_its_deadline() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         with contextlib.suppress(ConnectionResetError):
@@ -358,7 +356,7 @@ async def test_close_against_a_silent_server_ends_at_its_deadline():
     assert connection.close_reason is None
 
 
-async def test_abort_ends_at_once():
+async def test_abort_ends_at_once() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         with contextlib.suppress(ConnectionResetError):
@@ -373,7 +371,7 @@ async def test_abort_ends_at_once():
             await connection.channel()
 
 
-async def test_when_all_channels_are_open_another_is_refused_and_a_closed_ones_number_is_free():
+async def test_when_all_channels_are_open_another_is_refused_and_a_closed_ones_number_is_free() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake(channel_max=2)
         with contextlib.suppress(pamqp_exceptions.PAMQPException, asyncio.IncompleteReadError):
@@ -399,8 +397,6 @@ async def test_when_all_channels_are_open_another_is_refused_and_a_closed_ones_n
         await connection.close()
 
 
-async def test_an_ssl_context_without_amqps_is_a_mistake():
-    import ssl
-
+async def test_an_ssl_context_without_amqps_is_a_mistake() -> None:
     with pytest.raises(UsageError):
         await connect("amqp://localhost/", ssl_context=ssl.create_default_context())

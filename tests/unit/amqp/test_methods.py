@@ -1,5 +1,7 @@
 """Every method that this client sends is what pamqp reads, and every one that it receives is what pamqp writes."""
 
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,9 +10,14 @@ from pamqp import body, commands, frame, header
 from hopline.amqp import methods, spec
 from hopline.amqp.errors import EncodeError
 
-ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": 20}
+ARGUMENTS: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 20}
 
-SENT = [
+
+def unmarshal(raw: bytes) -> tuple[int, int, Any]:
+    return frame.unmarshal(raw)
+
+
+SENT: list[tuple[bytes, int, Any]] = [
     (methods.connection_start_ok({"product": "p"}, "PLAIN", b"\0u\0p"), 0,
      commands.Connection.StartOk({"product": "p"}, "PLAIN", "\0u\0p", "en_US")),
     (methods.connection_tune_ok(7, 8192, 5), 0, commands.Connection.TuneOk(7, 8192, 5)),
@@ -21,7 +28,8 @@ SENT = [
     (methods.channel_close(3, 200, "bye"), 3, commands.Channel.Close(200, "bye", 0, 0)),
     (methods.channel_close_ok(3), 3, commands.Channel.CloseOk()),
     (methods.channel_flow_ok(3, active=True), 3, commands.Channel.FlowOk(True)),
-    (methods.exchange_declare(3, "e", "topic", {"a": "b"}, passive=True, durable=True, auto_delete=False, internal=True), 3,
+    (methods.exchange_declare(3, "e", "topic", {"a": "b"}, passive=True, durable=True, auto_delete=False, internal=True),
+     3,
      commands.Exchange.Declare(0, "e", "topic", True, True, False, True, False, {"a": "b"})),
     (methods.exchange_declare(3, "e", "topic", None, passive=False, durable=False, auto_delete=True, internal=False), 3,
      commands.Exchange.Declare(0, "e", "topic", False, False, True, False, False, {})),
@@ -35,8 +43,10 @@ SENT = [
     (methods.queue_bind(3, "q", "e", "k", {"x": 1}), 3, commands.Queue.Bind(0, "q", "e", "k", False, {"x": 1})),
     (methods.queue_unbind(3, "q", "e", "k", {"x": 1}), 3, commands.Queue.Unbind(0, "q", "e", "k", {"x": 1})),
     (methods.queue_purge(3, "q"), 3, commands.Queue.Purge(0, "q", False)),
-    (methods.queue_delete(3, "q", if_unused=True, if_empty=False), 3, commands.Queue.Delete(0, "q", True, False, False)),
-    (methods.queue_delete(3, "q", if_unused=False, if_empty=True), 3, commands.Queue.Delete(0, "q", False, True, False)),
+    (methods.queue_delete(3, "q", if_unused=True, if_empty=False), 3,
+     commands.Queue.Delete(0, "q", True, False, False)),
+    (methods.queue_delete(3, "q", if_unused=False, if_empty=True), 3,
+     commands.Queue.Delete(0, "q", False, True, False)),
     (methods.basic_qos(3, 300), 3, commands.Basic.Qos(0, 300, False)),
     (methods.basic_consume(3, "q", "tag", {"x-priority": 1}, no_ack=True, exclusive=False), 3,
      commands.Basic.Consume(0, "q", "tag", False, True, False, False, {"x-priority": 1})),
@@ -54,8 +64,8 @@ SENT = [
 
 
 @pytest.mark.parametrize(("sent", "channel", "theirs"), SENT, ids=[theirs.name for _, _, theirs in SENT])
-def test_pamqp_reads_what_we_send(sent, channel, theirs):
-    consumed, their_channel, read = frame.unmarshal(sent)
+def test_pamqp_reads_what_we_send(sent: Any, channel: int, theirs: Any) -> None:
+    consumed, their_channel, read = unmarshal(sent)
 
     assert (consumed, their_channel) == (len(sent), channel)
     assert type(read) is type(theirs)
@@ -63,7 +73,7 @@ def test_pamqp_reads_what_we_send(sent, channel, theirs):
     assert {**dict(read), "out_of_band": ""} == {**dict(theirs), "out_of_band": ""}
 
 
-RECEIVED = [
+RECEIVED: list[tuple[Any, Any, Any]] = [
     (commands.Connection.Start(0, 9, {"version": "3"}, "PLAIN EXTERNAL"), methods.decode_start,
      (0, 9, {"version": "3"}, ["PLAIN", "EXTERNAL"])),
     (commands.Connection.Tune(7, 8192, 60), methods.decode_tune, (7, 8192, 60)),
@@ -79,10 +89,8 @@ RECEIVED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("theirs", "decode", "fields"), RECEIVED, ids=[theirs.name for theirs, _, _ in RECEIVED]
-)
-def test_we_read_what_pamqp_sends(theirs, decode, fields):
+@pytest.mark.parametrize(("theirs", "decode", "fields"), RECEIVED, ids=[theirs.name for theirs, _, _ in RECEIVED])
+def test_we_read_what_pamqp_sends(theirs: Any, decode: Any, fields: Any) -> None:
     raw = frame.marshal(theirs, 1)
 
     assert (
@@ -92,10 +100,8 @@ def test_we_read_what_pamqp_sends(theirs, decode, fields):
     assert decode(raw[11:-1]) == fields
 
 
-def test_every_method_id_is_pamqps():
-    named = {
-        name: value for name, value in vars(spec).items() if type(value) is int and value in spec.METHOD_NAMES
-    }
+def test_every_method_id_is_pamqps() -> None:
+    named = {name: value for name, value in vars(spec).items() if type(value) is int and value in spec.METHOD_NAMES}
 
     for name, value in named.items():
         class_name, _, method_name = name.partition("_")
@@ -105,12 +111,12 @@ def test_every_method_id_is_pamqps():
 
 
 @given(st.binary(max_size=5000), st.integers(1, 1000))
-def test_pamqp_reads_our_bodies_in_frames(content, payload_max):
+def test_pamqp_reads_our_bodies_in_frames(content: Any, payload_max: Any) -> None:
     raw = methods.split_body(5, content, payload_max) + (b"\xce" if content else b"")
 
     pieces = []
     while raw:
-        consumed, channel, read = frame.unmarshal(raw)
+        consumed, channel, read = unmarshal(raw)
         assert channel == 5
         assert isinstance(read, body.ContentBody)
         assert len(read.value) <= payload_max
@@ -119,15 +125,12 @@ def test_pamqp_reads_our_bodies_in_frames(content, payload_max):
     assert b"".join(pieces) == content
 
 
-def test_pamqp_reads_a_whole_publish():
-    raw = (
-        methods.publish_head(methods.basic_publish(2, "e", "k", mandatory=True), 2, b"\x10\x00\x02", 4)
-        + b"body\xce"
-    )
+def test_pamqp_reads_a_whole_publish() -> None:
+    raw = methods.publish_head(methods.basic_publish(2, "e", "k", mandatory=True), 2, b"\x10\x00\x02", 4) + b"body\xce"
 
-    first, channel, publish = frame.unmarshal(raw)
-    second, _, head = frame.unmarshal(raw[first:])
-    _, _, content = frame.unmarshal(raw[first + second :])
+    first, channel, publish = unmarshal(raw)
+    second, _, head = unmarshal(raw[first:])
+    _, _, content = unmarshal(raw[first + second :])
 
     assert channel == 2
     assert (publish.exchange, publish.routing_key, publish.mandatory) == ("e", "k", True)
@@ -137,11 +140,11 @@ def test_pamqp_reads_a_whole_publish():
 
 
 @pytest.mark.parametrize("prefetch", [-1, 65_536])
-def test_a_prefetch_out_of_range_is_refused(prefetch):
+def test_a_prefetch_out_of_range_is_refused(prefetch: Any) -> None:
     with pytest.raises(EncodeError):
         methods.basic_qos(1, prefetch)
 
 
-def test_a_table_of_nonsense_is_refused():
+def test_a_table_of_nonsense_is_refused() -> None:
     with pytest.raises(EncodeError):
-        methods.table({1: 2})
+        methods.table(cast("dict[str, object]", {1: 2}))

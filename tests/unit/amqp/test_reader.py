@@ -1,30 +1,34 @@
 """The parser: any split gives the same, and any damage ends in a typed error."""
 
+import contextlib
+import itertools
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import body, commands, frame, header, heartbeat
 
-from hopline.amqp import ProtocolError, spec
+from hopline.amqp import Delivery, ProtocolError, spec
 from hopline.amqp.reader import Consumer, Inlet, Reader
 
 
 class Record:
     """A reader with channel 0, two channels, and a consumer on each; notes all that it hands on."""
 
-    def __init__(self):
-        self.events = []
-        self.batches = []
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.batches: list[int] = []
         self.reader = Reader()
         self.reader.inlets[0] = Inlet(None, lambda method, fields: self.events.append((0, method, fields)))
         for number in (1, 2):
             self.reader.inlets[number] = self.inlet(number)
 
-    def inlet(self, number):
-        def note(*event):
+    def inlet(self, number: Any) -> Any:
+        def note(*event: Any) -> None:
             self.events.append((number, *event))
 
-        def deliveries(batch):
+        def deliveries(batch: list[Delivery]) -> None:
             self.batches.append(len(batch))
             for each in batch:
                 note(
@@ -42,27 +46,25 @@ class Record:
         inlet.consumers[b"tag"] = Consumer("tag", deliveries, None, note)
         return inlet
 
-    def feed(self, *pieces):
+    def feed(self, *pieces: Any) -> Any:
         for piece in pieces:
             self.reader.feed(piece)
         return self.events
 
 
-def content(channel, method, payload, size=100_000):
+def content(channel: int, method: Any, payload: Any, size: Any = 100_000) -> Any:
     raw = frame.marshal(method, channel)
-    raw += frame.marshal(
-        header.ContentHeader(0, len(payload), commands.Basic.Properties(message_id="m")), channel
-    )
+    raw += frame.marshal(header.ContentHeader(0, len(payload), commands.Basic.Properties(message_id="m")), channel)
     for at in range(0, len(payload), size):
         raw += frame.marshal(body.ContentBody(payload[at : at + size]), channel)
     return raw
 
 
-def delivery(channel, tag=1, payload=b"body", size=100_000, redelivered=False):
+def delivery(channel: int, tag: Any = 1, payload: Any = b"body", size: Any = 100_000, redelivered: Any = False) -> Any:
     return content(channel, commands.Basic.Deliver("tag", tag, redelivered, "exchange", "key"), payload, size)
 
 
-def some_of_everything(payload=b"body"):
+def some_of_everything(payload: Any = b"body") -> Any:
     return (
         delivery(1, 1, payload)
         + frame.marshal(commands.Basic.Ack(5, True), 2)
@@ -80,7 +82,7 @@ def some_of_everything(payload=b"body"):
 PROPERTIES = b"\x00\x80\x01m"
 
 
-def expected_of_everything(payload=b"body"):
+def expected_of_everything(payload: Any = b"body") -> Any:
     delivered = [
         (1, 1, False, "exchange", "key", PROPERTIES, payload),
         (1, 2, False, "exchange", "key", PROPERTIES, b""),
@@ -96,7 +98,7 @@ def expected_of_everything(payload=b"body"):
     ]
 
 
-def test_everything_is_understood_in_one_read():
+def test_everything_is_understood_in_one_read() -> None:
     record = Record()
 
     events = record.feed(some_of_everything())
@@ -107,12 +109,12 @@ def test_everything_is_understood_in_one_read():
 
 
 @given(st.lists(st.integers(0, 1500), max_size=20))
-def test_any_split_of_the_bytes_gives_the_same(cuts):
+def test_any_split_of_the_bytes_gives_the_same(cuts: Any) -> None:
     raw = some_of_everything(b"x" * 100)
     places = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
     record = Record()
 
-    events = record.feed(*(raw[start:end] for start, end in zip(places, places[1:], strict=False)))
+    events = record.feed(*(raw[start:end] for start, end in itertools.pairwise(places)))
 
     delivered, rest = expected_of_everything(b"x" * 100)
     for channel in (0, 1, 2):
@@ -123,7 +125,7 @@ def test_any_split_of_the_bytes_gives_the_same(cuts):
         ]
 
 
-def test_byte_by_byte_gives_the_same():
+def test_byte_by_byte_gives_the_same() -> None:
     record = Record()
 
     events = record.feed(*(bytes((each,)) for each in some_of_everything()))
@@ -132,7 +134,7 @@ def test_byte_by_byte_gives_the_same():
     assert sorted(map(repr, events)) == sorted(map(repr, delivered + rest))
 
 
-def test_deliveries_of_one_read_come_as_one_list_for_each_consumer():
+def test_deliveries_of_one_read_come_as_one_list_for_each_consumer() -> None:
     record = Record()
 
     record.feed(b"".join(delivery(number, tag) for tag in range(1, 51) for number in (1, 2)))
@@ -140,7 +142,7 @@ def test_deliveries_of_one_read_come_as_one_list_for_each_consumer():
     assert record.batches == [50, 50]
 
 
-def test_deliveries_come_before_the_method_after_them():
+def test_deliveries_come_before_the_method_after_them() -> None:
     record = Record()
 
     events = record.feed(delivery(1) + frame.marshal(commands.Channel.Close(404, "why", 0, 0), 1))
@@ -148,7 +150,7 @@ def test_deliveries_come_before_the_method_after_them():
     assert [event[1] for event in events] == [1, spec.CHANNEL_CLOSE]
 
 
-def test_nothing_is_handed_on_after_stop():
+def test_nothing_is_handed_on_after_stop() -> None:
     record = Record()
     inlet = record.reader.inlets[1]
     inlet.on_method = lambda *_: record.reader.stop()
@@ -158,7 +160,7 @@ def test_nothing_is_handed_on_after_stop():
     assert events == []
 
 
-def test_a_consumer_that_stops_the_reader_gets_nothing_more():
+def test_a_consumer_that_stops_the_reader_gets_nothing_more() -> None:
     record = Record()
     record.reader.inlets[1].consumers[b"tag"].on_deliveries = lambda batch: record.reader.stop()
 
@@ -167,10 +169,10 @@ def test_a_consumer_that_stops_the_reader_gets_nothing_more():
     assert events == []
 
 
-def test_a_consumer_that_raises_is_told_and_the_others_go_on():
+def test_a_consumer_that_raises_is_told_and_the_others_go_on() -> None:
     record = Record()
 
-    def fail(batch):
+    def fail(batch: list[Delivery]) -> None:
         raise KeyError("bug")
 
     record.reader.inlets[1].consumers[b"tag"].on_deliveries = fail
@@ -180,20 +182,18 @@ def test_a_consumer_that_raises_is_told_and_the_others_go_on():
     assert [type(event[1]) for event in events] == [KeyError, int]
 
 
-def test_a_channel_that_is_closing_drops_all_but_the_answer():
+def test_a_channel_that_is_closing_drops_all_but_the_answer() -> None:
     record = Record()
     inlet = record.reader.inlets[1]
     inlet.discarding = True
     inlet.consumers.clear()
 
-    events = record.feed(
-        delivery(1) + delivery(1, 2, b"long", size=2) + frame.marshal(commands.Channel.CloseOk(), 1)
-    )
+    events = record.feed(delivery(1) + delivery(1, 2, b"long", size=2) + frame.marshal(commands.Channel.CloseOk(), 1))
 
     assert events == [(1, spec.CHANNEL_CLOSE_OK, b"")]
 
 
-def bad(kind, channel, payload, end=b"\xce"):
+def bad(kind: Any, channel: int, payload: Any, end: Any = b"\xce") -> Any:
     return bytes((kind,)) + channel.to_bytes(2, "big") + len(payload).to_bytes(4, "big") + payload + end
 
 
@@ -223,10 +223,7 @@ PROTOCOL_BREACHES = {
     "a body without anything": bad(3, 1, b"body"),
     "a method within a message": method + method,
     "a body longer than announced": method + head + bad(3, 1, b"body!"),
-    "a long body in parts that is longer than announced": method
-    + head
-    + bad(3, 1, b"bod")
-    + bad(3, 1, b"y!"),
+    "a long body in parts that is longer than announced": method + head + bad(3, 1, b"bod") + bad(3, 1, b"y!"),
     "a header of another class": method + bad(2, 1, b"\x00\x32\x00\x00" + bytes(10)),
     "a header cut short": method + bad(2, 1, b"\x00\x3c\x00\x00" + bytes(8)),
     "a body above the limit": method
@@ -235,7 +232,7 @@ PROTOCOL_BREACHES = {
 
 
 @pytest.mark.parametrize("raw", PROTOCOL_BREACHES.values(), ids=PROTOCOL_BREACHES.keys())
-def test_a_breach_of_the_protocol_is_a_typed_error_and_the_end(raw):
+def test_a_breach_of_the_protocol_is_a_typed_error_and_the_end(raw: bytes) -> None:
     record = Record()
 
     with pytest.raises(ProtocolError):
@@ -246,7 +243,7 @@ def test_a_breach_of_the_protocol_is_a_typed_error_and_the_end(raw):
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300), st.integers(0, 20))
-def test_random_bytes_end_in_a_typed_error_or_are_waited_for(raw, cut):
+def test_random_bytes_end_in_a_typed_error_or_are_waited_for(raw: bytes, cut: Any) -> None:
     record = Record()
 
     try:
@@ -256,19 +253,31 @@ def test_random_bytes_end_in_a_typed_error_or_are_waited_for(raw, cut):
     assert len(b"".join(record.reader._rest)) <= len(raw)
 
 
+BEAT = bad(8, 0, b"")
 frames = st.lists(
     st.sampled_from(
-        [method, head, bad(3, 1, b"body"), bad(3, 1, b"bo"), bad(3, 1, b""), delivery(1), delivery(2, 1, b"long", 2), bad(8, 0, b""),
-         frame.marshal(commands.Basic.Ack(1, False), 1), frame.marshal(commands.Channel.CloseOk(), 2),
-         frame.marshal(commands.Basic.Return(312, "", "e", "k"), 1), frame.marshal(commands.Basic.Deliver("tag", 2, True, "e", "k"), 2)]
+        [
+            method,
+            head,
+            bad(3, 1, b"body"),
+            bad(3, 1, b"bo"),
+            bad(3, 1, b""),
+            delivery(1),
+            delivery(2, 1, b"long", 2),
+            BEAT,
+            frame.marshal(commands.Basic.Ack(1, False), 1),
+            frame.marshal(commands.Channel.CloseOk(), 2),
+            frame.marshal(commands.Basic.Return(312, "", "e", "k"), 1),
+            frame.marshal(commands.Basic.Deliver("tag", 2, True, "e", "k"), 2),
+        ]
     ),
     max_size=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=500)
 @given(frames, st.data())
-def test_random_frame_orders_and_damage_end_in_a_typed_error_or_a_right_answer(parts, data):
+def test_random_frame_orders_and_damage_end_in_a_typed_error_or_a_right_answer(parts: Any, data: st.DataObject) -> None:
     raw = bytearray(b"".join(parts))
     for place in data.draw(st.lists(st.integers(0, max(len(raw) - 1, 0)), max_size=2)):
         if raw:
@@ -276,12 +285,8 @@ def test_random_frame_orders_and_damage_end_in_a_typed_error_or_a_right_answer(p
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=3)))
     record = Record()
 
-    try:
-        record.feed(
-            *(bytes(raw[start:end]) for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True))
-        )
-    except ProtocolError:
-        pass
+    with contextlib.suppress(ProtocolError):
+        record.feed(*(bytes(raw[start:end]) for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)))
     for event in record.events:
         if len(event) == 7:
             assert isinstance(event[6], bytes)
@@ -289,10 +294,10 @@ def test_random_frame_orders_and_damage_end_in_a_typed_error_or_a_right_answer(p
 
 
 @given(frames)
-def test_frames_in_any_order_are_read_the_same_whole_and_byte_by_byte(parts):
+def test_frames_in_any_order_are_read_the_same_whole_and_byte_by_byte(parts: Any) -> None:
     raw = b"".join(parts)
 
-    def run(pieces):
+    def run(pieces: Any) -> Any:
         record = Record()
         error = None
         try:
@@ -305,7 +310,7 @@ def test_frames_in_any_order_are_read_the_same_whole_and_byte_by_byte(parts):
     assert run([raw]) == run([bytes((each,)) for each in raw])
 
 
-def test_a_trickle_costs_linear_time():
+def test_a_trickle_costs_linear_time() -> None:
     record = Record()
     payload = b"x" * 130_000
     raw = delivery(1, 1, payload, size=131_000)
@@ -321,7 +326,7 @@ def test_a_trickle_costs_linear_time():
     assert joins < 40
 
 
-def test_many_routes_do_not_grow_memory():
+def test_many_routes_do_not_grow_memory() -> None:
     record = Record()
 
     for number in range(3000):

@@ -5,7 +5,7 @@ import pytest
 from hopline.amqp import InvalidURL, parse_url
 
 
-def test_a_full_url_is_read():
+def test_a_full_url_is_read() -> None:
     address = parse_url(
         "amqps://us%40er:p%2Fa%3Ass@h1:5000,[::1]:5001,h3/v%2Fhost?heartbeat=5&connection_timeout=2500&channel_max=7"
         "&frame_max=8192&cacertfile=/ca%20.pem&certfile=c.pem&keyfile=k.pem&verify=verify_none"
@@ -23,7 +23,7 @@ def test_a_full_url_is_read():
 @pytest.mark.parametrize(
     "url", ["amqp://", "amqp://localhost", "amqp://localhost:5672/", "amqp:///%2F", "amqp://guest:guest@"]
 )
-def test_what_is_left_out_is_rabbitmqs_default(url):
+def test_what_is_left_out_is_rabbitmqs_default(url: str) -> None:
     address = parse_url(url)
 
     assert address.hosts == (("localhost", 5672),)
@@ -50,12 +50,12 @@ def test_what_is_left_out_is_rabbitmqs_default(url):
         "amqp://h/?auth_mechanism=kerberos",
     ],
 )
-def test_what_cannot_be_understood_is_refused(url):
+def test_what_cannot_be_understood_is_refused(url: str) -> None:
     with pytest.raises(InvalidURL):
         parse_url(url)
 
 
-def test_the_password_is_never_shown():
+def test_the_password_is_never_shown() -> None:
     address = parse_url("amqp://user:secret@host/")
     with pytest.raises(InvalidURL) as caught:
         parse_url("amqp://user:secret@host:bad/")

@@ -1,8 +1,10 @@
 """AMQP's types: what goes in comes out, and pamqp agrees."""
 
+import contextlib
 import struct
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,10 +14,10 @@ from pamqp import decode, encode
 from hopline.amqp import DecodeError, EncodeError, Exact
 from hopline.amqp.wire import decode_table, encode_table, long_string, short_string
 
+NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - what is to be refused
+
 names = st.text(st.characters(codec="utf-8"), max_size=60)
-times = st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)).map(
-    lambda time: time.replace(microsecond=0)
-)
+times = st.integers(0, 253_402_300_799).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 decimals = st.builds(
     lambda number, places: Decimal(number).scaleb(-places),
     st.integers(-(2**31) + 1, 2**31 - 1),
@@ -31,7 +33,7 @@ plain = (
 )
 
 
-def tables_of(names, *scalars):
+def tables_of(names: Any, *scalars: Any) -> Any:
     values = st.recursive(
         st.one_of(*scalars),
         lambda inner: st.lists(inner, max_size=5) | st.dictionaries(names, inner, max_size=5),
@@ -43,14 +45,12 @@ def tables_of(names, *scalars):
 tables = tables_of(names, *plain, st.floats(allow_nan=False), times)
 # pamqp cuts names at 128 bytes, writes floats in 32 bits, and takes times after 2106 for milliseconds.
 names_for_pamqp = st.text(st.characters(codec="utf-8"), max_size=30)
-times_for_pamqp = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
-    lambda time: time.replace(microsecond=0)
-)
+times_for_pamqp = st.integers(0, 2**32 - 1).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 tables_for_pamqp = tables_of(names_for_pamqp, *plain, st.floats(allow_nan=False, width=32), times_for_pamqp)
 
 
 @given(tables)
-def test_a_table_comes_out_as_it_went_in(table):
+def test_a_table_comes_out_as_it_went_in(table: Any) -> None:
     encoded = encode_table(table)
 
     decoded, end = decode_table(b"before" + encoded + b"after", 6)
@@ -60,13 +60,13 @@ def test_a_table_comes_out_as_it_went_in(table):
 
 
 @given(tables_for_pamqp)
-def test_pamqp_reads_our_tables(table):
+def test_pamqp_reads_our_tables(table: Any) -> None:
     _, decoded = decode.field_table(encode_table(table))
 
     assert decoded == table
 
 
-def _without_bytes(value):
+def _without_bytes(value: Any) -> Any:
     """pamqp writes bytes only as a bytearray, and an integer as the shortest type."""
     if isinstance(value, bytes):
         return bytearray(value)
@@ -78,7 +78,7 @@ def _without_bytes(value):
 
 
 @given(tables_for_pamqp)
-def test_we_read_the_tables_of_pamqp(table):
+def test_we_read_the_tables_of_pamqp(table: Any) -> None:
     encoded = encode.field_table(_without_bytes(table))
 
     decoded, end = decode_table(encoded)
@@ -112,7 +112,7 @@ def test_we_read_the_tables_of_pamqp(table):
         (b"V", None),
     ],
 )
-def test_every_field_type_is_read(field, value):
+def test_every_field_type_is_read(field: Any, value: Any) -> None:
     decoded, _ = decode_table(long_string(b"\x03key" + field))
 
     assert decoded == {"key": value}
@@ -133,7 +133,7 @@ def test_every_field_type_is_read(field, value):
         Exact("d", 0.1),
     ],
 )
-def test_an_exact_number_is_written_as_its_type(exact):
+def test_an_exact_number_is_written_as_its_type(exact: Any) -> None:
     encoded = encode_table({"key": exact})
 
     assert encoded[8:9] == exact.kind.encode()
@@ -147,7 +147,7 @@ def test_an_exact_number_is_written_as_its_type(exact):
         -(2**63) - 1,
         object(),
         {1, 2},
-        datetime(2026, 1, 1),
+        NAIVE,
         Decimal("1e40"),
         Decimal("NaN"),
         Exact("q", 1),
@@ -157,12 +157,12 @@ def test_an_exact_number_is_written_as_its_type(exact):
         {"\ud800": [1j]},
     ],
 )
-def test_what_amqp_cannot_carry_is_refused(value):
+def test_what_amqp_cannot_carry_is_refused(value: Any) -> None:
     with pytest.raises(EncodeError):
         encode_table({"list": [value]})
 
 
-def test_times_of_other_zones_are_the_same_moment():
+def test_times_of_other_zones_are_the_same_moment() -> None:
     local = datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))
 
     decoded, _ = decode_table(encode_table({"at": local}))
@@ -170,7 +170,7 @@ def test_times_of_other_zones_are_the_same_moment():
     assert decoded == {"at": datetime(2026, 1, 1, 10, tzinfo=UTC)}
 
 
-def test_deep_nesting_is_refused_both_ways():
+def test_deep_nesting_is_refused_both_ways() -> None:
     deep: object = 1
     encoded = b"t\x01"
     for _ in range(100):
@@ -183,14 +183,14 @@ def test_deep_nesting_is_refused_both_ways():
         decode_table(long_string(b"\x04deep" + encoded))
 
 
-def test_a_name_of_256_bytes_is_refused():
+def test_a_name_of_256_bytes_is_refused() -> None:
     assert short_string("x" * 255)[0] == 255
     with pytest.raises(EncodeError):
         short_string("ü" * 128)
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_a_table_or_a_typed_error(raw):
+def test_random_bytes_are_a_table_or_a_typed_error(raw: bytes) -> None:
     for data in (raw, long_string(raw)):
         try:
             _, end = decode_table(data)
@@ -200,12 +200,10 @@ def test_random_bytes_are_a_table_or_a_typed_error(raw):
 
 
 @given(tables, st.data())
-def test_a_damaged_table_is_a_table_or_a_typed_error(table, data):
+def test_a_damaged_table_is_a_table_or_a_typed_error(table: Any, data: st.DataObject) -> None:
     encoded = bytearray(encode_table(table))
     encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(encoded)))
 
-    try:
+    with contextlib.suppress(DecodeError):
         decode_table(bytes(encoded[:cut]))
-    except DecodeError:
-        pass
