@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.database import Transaction, as_table, insert, table_rows
+from hopline.database import Dialect, Transaction, as_table, insert, table_rows
 from hopline.message import Envelope
 from hopline.schema import Id, attempts
 
@@ -34,17 +36,24 @@ class Attempt:
     finished_at: datetime
 
 
-async def recorded(connection: AsyncConnection, dialect: str, endpoint: str, envelopes: Sequence[Envelope]) -> set[str]:
+async def recorded(
+    connection: AsyncConnection, dialect: Dialect, endpoint: str, envelopes: Sequence[Envelope]
+) -> set[str]:
     """The ids among the envelopes whose very (run, attempt) has failed already."""
+    rows = table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes])
+    found = await connection.execute(_recorded(dialect), {"endpoint": endpoint, **rows})
+    return {row.message_id for row in found}
+
+
+@cache
+def _recorded(dialect: Dialect) -> sa.Select[Any]:
     given = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
-    query = sa.select(attempts.c.message_id).where(
-        attempts.c.endpoint == endpoint,
+    return sa.select(attempts.c.message_id).where(
+        attempts.c.endpoint == sa.bindparam("endpoint"),
         attempts.c.message_id == given.c.id,
         attempts.c.run == given.c.run,
         attempts.c.attempt == given.c.attempt,
     )
-    rows = table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes])
-    return {row.message_id for row in await connection.execute(query, rows)}
 
 
 async def record(tx: Transaction, failed: Sequence[Attempt]) -> None:

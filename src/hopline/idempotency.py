@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import sqlalchemy as sa
 
-from hopline.database import Transaction, as_table, insert, now, table_rows
+from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
 from hopline.schema import idempotency as table
 
 KEY_CHARACTERS = 255
@@ -60,12 +61,19 @@ async def claim(tx: Transaction, requests: Sequence[IdempotentRequest]) -> list[
 
 async def _insert(tx: Transaction, requests: Sequence[IdempotentRequest]) -> set[tuple[str, str]]:
     """Inserts in key order, so that two processes with overlapping keys cannot deadlock; returns what was new."""
-    names = ["scope", "key", "request_hash", "response"]
-    given = as_table(tx.dialect, {name: sa.Text() for name in names})
-    rows = sa.select(*(given.c[name] for name in names), now()).where(sa.true()).order_by(given.c.scope, given.c.key)
-    statement = insert(tx.dialect, table).from_select([*names, "created_at"], rows).on_conflict_do_nothing()
-    parameters = table_rows([{name: getattr(request, name) for name in names} for request in requests])
-    return {(row.scope, row.key) for row in await tx.rows(statement.returning(table.c.scope, table.c.key), parameters)}
+    parameters = table_rows([{name: getattr(request, name) for name in _GIVEN} for request in requests])
+    return {(row.scope, row.key) for row in await tx.rows(_insertion(tx.dialect), parameters)}
+
+
+_GIVEN = ("scope", "key", "request_hash", "response")
+
+
+@cache
+def _insertion(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {name: sa.Text() for name in _GIVEN})
+    rows = sa.select(*(given.c[name] for name in _GIVEN), now()).where(sa.true()).order_by(given.c.scope, given.c.key)
+    statement = insert(dialect, table).from_select([*_GIVEN, "created_at"], rows).on_conflict_do_nothing()
+    return statement.returning(table.c.scope, table.c.key)
 
 
 def _compare(

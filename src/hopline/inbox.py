@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.database import Transaction, as_table, insert, now, table_rows
+from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
 from hopline.message import Envelope
 from hopline.schema import Id, inbox
 
@@ -30,56 +32,77 @@ class Finished:
 
 async def claim(tx: Transaction, endpoint: str, envelopes: Sequence[Envelope], worker: str) -> set[str]:
     """Claims messages for an endpoint; returns the ids that were not done before."""
-    given = as_table(tx.dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
-    rows = (
-        sa.select(
-            given.c.id,
-            sa.literal(endpoint),
-            given.c.run,
-            given.c.attempt,
-            sa.literal("done"),
-            sa.literal(""),
-            sa.literal(worker),
-            now(),
-            now(),
-        )
-        .where(sa.true())  # SQLite's grammar needs it between FROM and ON CONFLICT
-        .order_by(given.c.id)
-    )
-    columns = [column.name for column in inbox.columns]
-    statement = insert(tx.dialect, inbox).from_select(columns, rows).on_conflict_do_nothing()
-    parameters = table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes])
-    return {row.message_id for row in await tx.rows(statement.returning(inbox.c.message_id), parameters)}
+    parameters = {
+        "endpoint": endpoint,
+        "worker": worker,
+        **table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes]),
+    }
+    return {row.message_id for row in await tx.rows(_claim(tx.dialect), parameters)}
 
 
 async def finish(tx: Transaction, endpoint: str, finished: Mapping[str, Finished]) -> None:
     """Stores for each claimed message when it was done, how long it took, and its note."""
-    given = as_table(tx.dialect, {"id": Id, "note": sa.Text(), "seconds": sa.Float()})
-    statement = (
-        sa.update(inbox)
-        .where(inbox.c.endpoint == endpoint, inbox.c.message_id == given.c.id)
-        .values(started_at=now(-given.c.seconds), done_at=now(), note=given.c.note)
-    )
     rows = [
         {"id": identifier, "note": one.note[:NOTE_CHARACTERS], "seconds": round(one.seconds, 6)}
         for identifier, one in finished.items()
     ]
-    await tx.execute(statement, table_rows(rows))
+    await tx.execute(_finish(tx.dialect), {"of_endpoint": endpoint, **table_rows(rows)})
 
 
 async def release(tx: Transaction, endpoint: str, ids: Sequence[str]) -> None:
     """Takes claims back: these messages are not done."""
     if ids:
-        given = as_table(tx.dialect, {"id": Id})
-        statement = sa.delete(inbox).where(inbox.c.endpoint == endpoint, inbox.c.message_id.in_(sa.select(given.c.id)))
-        await tx.execute(statement, table_rows([{"id": i} for i in ids]))
+        await tx.execute(_release(tx.dialect), {"of_endpoint": endpoint, **table_rows([{"id": i} for i in ids])})
 
 
-async def done(connection: AsyncConnection, dialect: str, endpoint: str, ids: Sequence[str]) -> set[str]:
+async def done(connection: AsyncConnection, dialect: Dialect, endpoint: str, ids: Sequence[str]) -> set[str]:
     """Which of the messages the endpoint has finished."""
-    given = as_table(dialect, {"id": Id})
-    query = sa.select(inbox.c.message_id).where(
-        inbox.c.endpoint == endpoint, inbox.c.message_id.in_(sa.select(given.c.id))
+    parameters = {"of_endpoint": endpoint, **table_rows([{"id": i} for i in ids])}
+    return {row.message_id for row in await connection.execute(_done(dialect), parameters)}
+
+
+# The statements are built once a dialect: building one costs more than running it.
+
+
+@cache
+def _claim(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
+    values: dict[str, sa.ColumnElement[Any]] = {
+        "message_id": given.c.id,
+        "endpoint": sa.bindparam("endpoint", type_=sa.String),
+        "run": given.c.run,
+        "attempt": given.c.attempt,
+        "outcome": sa.literal("done"),
+        "note": sa.literal(""),
+        "worker": sa.bindparam("worker", type_=sa.String),
+        "started_at": now(),
+        "done_at": now(),
+    }
+    rows = sa.select(*values.values()).where(sa.true()).order_by(given.c.id)  # SQLite's grammar needs the WHERE
+    statement = insert(dialect, inbox).from_select(list(values), rows).on_conflict_do_nothing()
+    return statement.returning(inbox.c.message_id)
+
+
+@cache
+def _finish(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {"id": Id, "note": sa.Text(), "seconds": sa.Float()})
+    return (
+        sa.update(inbox)
+        .where(inbox.c.endpoint == sa.bindparam("of_endpoint"), inbox.c.message_id == given.c.id)
+        .values(started_at=now(-given.c.seconds), done_at=now(), note=given.c.note)
     )
-    rows = await connection.execute(query, table_rows([{"id": i} for i in ids]))
-    return {row.message_id for row in rows}
+
+
+@cache
+def _release(dialect: Dialect) -> sa.Executable:
+    return sa.delete(inbox).where(*_mine(dialect))
+
+
+@cache
+def _done(dialect: Dialect) -> sa.Select[Any]:
+    return sa.select(inbox.c.message_id).where(*_mine(dialect))
+
+
+def _mine(dialect: Dialect) -> tuple[sa.ColumnElement[bool], ...]:
+    given = as_table(dialect, {"id": Id})
+    return inbox.c.endpoint == sa.bindparam("of_endpoint"), inbox.c.message_id.in_(sa.select(given.c.id))

@@ -8,12 +8,13 @@ is known (sent), it was cancelled, or it is parked. Time is the database's alone
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.database import Send, Transaction, as_table, insert, now, table_rows
+from hopline.database import Dialect, Send, Transaction, as_table, insert, now, table_rows
 from hopline.errors import OutboxFull
 from hopline.message import Envelope
 from hopline.schema import Id, messages, outbox
@@ -86,9 +87,8 @@ async def store(tx: Transaction, sends: Sequence[Send], *, leased: set[str], lea
     known = {send.envelope.id: _message_row(send.envelope) for send in sends if not send.new}
     if known:  # the producer's database may be another one: then this is where the message is first stored
         await tx.execute(insert(tx.dialect, messages).on_conflict_do_nothing(), list(known.values()))
-    statement = sa.insert(outbox).values(next_at=now(sa.bindparam("delay_seconds", type_=sa.Float)))
     await tx.execute(
-        statement,
+        _storing(),
         [
             {
                 "id": send.id,
@@ -134,22 +134,27 @@ async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tu
 
 async def mark_sent(tx: Transaction, ids: Sequence[str]) -> None:
     """Confirmed: the rows leave the due index. In id order, so that two relays cannot deadlock."""
-    await _set(tx, ids, next_at=None, sent_at=now())
+    if ids:
+        await tx.execute(_marking(tx.dialect), _id_rows(ids))
 
 
 async def mark_unroutable(tx: Transaction, ids: Sequence[str]) -> None:
     """Parked: no longer due and never sent."""
-    await _set(tx, ids, next_at=None, sends=outbox.c.sends + 1)
+    if ids:
+        await tx.execute(_unsent(tx.dialect).values(next_at=None, sends=outbox.c.sends + 1), _id_rows(ids))
 
 
 async def postpone(tx: Transaction, ids: Sequence[str], delay_seconds: float) -> None:
     """Returned or refused: not sent, due again after the delay."""
-    await _set(tx, ids, next_at=_later(delay_seconds), sends=outbox.c.sends + 1)
+    later = now(sa.bindparam("delay_seconds", delay_seconds, type_=sa.Float))
+    if ids:
+        await tx.execute(_unsent(tx.dialect).values(next_at=later, sends=outbox.c.sends + 1), _id_rows(ids))
 
 
 async def give_up_lease(tx: Transaction, ids: Sequence[str]) -> None:
     """Outcome unknown, or the process stops: due now, for whoever can send."""
-    await _set(tx, ids, next_at=now())
+    if ids:
+        await tx.execute(_unsent(tx.dialect).values(next_at=now()), _id_rows(ids))
 
 
 async def is_due(connection: AsyncConnection) -> bool:
@@ -164,20 +169,25 @@ async def count_unsent(connection: AsyncConnection, *, limit: int) -> int:
     return (await connection.execute(sa.select(sa.func.count()).select_from(some))).scalar_one()
 
 
-async def _set(tx: Transaction, ids: Sequence[str], **values: Any) -> None:
-    if not ids:
-        return
-    given = as_table(tx.dialect, {"id": Id})
-    statement = (
-        sa.update(outbox)
-        .where(outbox.c.id.in_(sa.select(given.c.id).order_by(given.c.id)), outbox.c.sent_at.is_(None))
-        .values(**values)
-    )
-    await tx.execute(statement, table_rows([{"id": i} for i in sorted(ids)]))
+@cache
+def _storing() -> sa.Executable:
+    return sa.insert(outbox).values(next_at=now(sa.bindparam("delay_seconds", type_=sa.Float)))
 
 
-def _later(delay_seconds: float) -> Any:
-    return now(sa.bindparam("delay_seconds", delay_seconds, type_=sa.Float))
+@cache
+def _marking(dialect: Dialect) -> sa.Executable:
+    return _unsent(dialect).values(next_at=None, sent_at=now())
+
+
+def _unsent(dialect: Dialect) -> sa.Update:
+    """An UPDATE of the given rows, as far as they are not sent."""
+    given = as_table(dialect, {"id": Id})
+    chosen = sa.select(given.c.id).order_by(given.c.id)
+    return sa.update(outbox).where(outbox.c.id.in_(chosen), outbox.c.sent_at.is_(None))
+
+
+def _id_rows(ids: Sequence[str]) -> dict[str, str]:
+    return table_rows([{"id": i} for i in sorted(ids)])
 
 
 def _message_row(envelope: Envelope) -> dict[str, Any]:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import enum
+import json
 import sys
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvicorn
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from hopline import HoplineError, Settings, UsageError, run
-from orders import catalogue, demo, mailbox, up, wiring
+from orders import catalogue, dataset, demo, mailbox, up, wiring
+from orders import replay as load
 
 app = typer.Typer(
     name="orders",
@@ -52,6 +59,79 @@ def demo_command(
     """
     options = demo.DemoOptions(folder.resolve(), orders, rate, workers, database, report, keep)
     raise typer.Exit(asyncio.run(demo.main(options)))
+
+
+class Source(enum.StrEnum):
+    """Data sets that `replay` knows by name."""
+
+    SHIPPED = "shipped"
+    JOURNEY = "journey"
+
+
+@app.command(name="replay")
+def replay_command(
+    url: Annotated[str, typer.Option(help="The API. Default: the local stack that runs here.")] = "",
+    dataset_name: Annotated[
+        str, typer.Option("--dataset", help="An NDJSON file of baskets, 'shipped', or 'journey' (all 155,848 baskets).")
+    ] = Source.SHIPPED,
+    orders: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Orders a second. Default: as fast as it goes.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1_000, help="Requests at a time.")] = load.CONCURRENCY,
+    record: Annotated[Path | None, typer.Option(help="Append every answer to this NDJSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    folder: Folder = Path(".hopline"),
+) -> None:
+    """Send real baskets to a running API, each with an idempotency key, and count the answers.
+
+    Exit status 1 if any basket got no answer that counts (neither accepted nor refused).
+    """
+    address = url or local_api(folder)
+    source = dataset.journey() if dataset_name == Source.JOURNEY else dataset.read(_path(dataset_name))
+    counts = asyncio.run(send(address, islice(source, orders), rate, concurrency, record, quiet=as_json))
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        typer.echo("  ".join(f"{name.replace('_', ' ')}: {count:,}" for name, count in counts.items()))
+    raise typer.Exit(1 if counts["failed"] else 0)
+
+
+def _path(name: str) -> Path:
+    return dataset.SHIPPED if name == Source.SHIPPED else Path(name)
+
+
+def local_api(folder: Path) -> str:
+    """The API of the stack that runs in the folder; UsageError if none does."""
+    try:
+        urls = json.loads((folder / "run.json").read_text())["urls"]
+    except (OSError, ValueError, KeyError):
+        raise UsageError(f"no stack runs in {folder}; start one (orders up) or give --url") from None
+    return str(urls["api"])
+
+
+async def send(
+    url: str,
+    baskets: Iterable[dataset.Basket],
+    rate: float | None,
+    concurrency: int,
+    record: Path | None,
+    *,
+    quiet: bool,
+) -> dict[str, int]:
+    """Sends baskets with a counter that is seen moving; how many were accepted, refused and neither."""
+    counts = {"sent": 0, "accepted": 0, "refused_at_the_edge": 0, "failed": 0}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not sys.stderr.isatty()) as progress:
+        task = progress.add_task("baskets sent", total=None)
+
+        def count(sent: load.Sent) -> None:
+            counts["sent"] += 1
+            counts["accepted" if sent.accepted else "refused_at_the_edge" if sent.refused else "failed"] += 1
+            progress.advance(task)
+
+        async with AsyncExitStack() as stack:
+            kept = await stack.enter_async_context(load.Record(record)) if record else None
+            await load.replay(url, baskets, rate=rate, concurrency=concurrency, on_progress=count, record=kept)
+    return counts
 
 
 @app.command()

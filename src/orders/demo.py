@@ -17,7 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import count, islice
@@ -127,25 +126,28 @@ async def until(stop: asyncio.Event, work: Any) -> Report | None:
 
 async def send_and_account(stack: Stack, options: DemoOptions, console: Console) -> Report:
     """Sends the baskets, waits for all of them, and makes the report."""
-    baskets = list(islice(repeated(), options.orders))
+    baskets = islice(repeated(), options.orders)
     database = Database(stack.database_url)
     began = utcnow()
-    stock_before = await stock(database)
+    stock_before = await store.stock(database)
     progress = Progress(
-        SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"), console=console,
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
     try:
-        with progress if console.is_terminal else nullcontext():
-            sending = progress.add_task("sent", total=options.orders, note="")
+        with progress:
+            watch = Watch(database, stack.ledger, began, progress, options.orders)
+            watching = asyncio.create_task(watch.until_settled(), name="watch")
             answers = await replay(
-                stack.api_url,
-                baskets,
-                rate=options.rate,
-                concurrency=CONCURRENCY,
-                on_progress=lambda _: progress.advance(sending),
+                stack.api_url, baskets, rate=options.rate, concurrency=CONCURRENCY, on_progress=watch.answered
             )
-            await settle(database, stack.ledger, {answer.order_id for answer in answers if answer.accepted}, progress)
+            watch.all_sent.set()
+            await watching
         return await account(database, stack, answers, stock_before, began)
     finally:
         await database.close()
@@ -158,35 +160,51 @@ def repeated() -> Iterator[dataset.Basket]:
             yield basket if turn == 0 else dataset.Basket(f"{basket.id}-{turn}", basket.body)
 
 
-async def settle(database: Database, ledger: Path, accepted: set[str], progress: Progress) -> None:
-    """Waits until every accepted order is decided and mailed, or nothing has changed for STALLED_SECONDS."""
-    deciding = progress.add_task("decided", total=len(accepted), note="")
-    mailing = progress.add_task("mailed", total=len(accepted), note="")
-    changed, last = time.monotonic(), (-1, -1)
-    while time.monotonic() - changed < STALLED_SECONDS:
-        decided = await count_decided(database, accepted)
-        mailed = len(mailbox.count_by_message_id(ledger))
-        progress.update(deciding, completed=decided)
-        progress.update(mailing, completed=mailed)
-        if decided == len(accepted) and mailed >= len(accepted):
-            return
-        if (decided, mailed) != last:
-            changed, last = time.monotonic(), (decided, mailed)
-        await asyncio.sleep(POLL_SECONDS)
+class Watch:
+    """Follows a run, for the progress bars and to know when it is over."""
+
+    def __init__(self, database: Database, ledger: Path, began: datetime, progress: Progress, total: int) -> None:
+        self.all_sent = asyncio.Event()
+        self._database = database
+        self._ledger = ledger
+        self._began = began
+        self._progress = progress
+        self._accepted = 0
+        self._sending = progress.add_task("sent", total=total)
+        self._deciding = progress.add_task("decided", total=total)
+        self._mailing = progress.add_task("mailed", total=total)
+
+    def answered(self, sent: Sent) -> None:
+        """Takes one answer of the API."""
+        self._accepted += sent.accepted
+        self._progress.advance(self._sending)
+
+    async def until_settled(self) -> None:
+        """Returns when everything accepted is decided and mailed, or when nothing has changed for STALLED_SECONDS."""
+        changed, last = time.monotonic(), (-1, -1)
+        while time.monotonic() - changed < STALLED_SECONDS or not self.all_sent.is_set():
+            known = (await self._decided(), count_lines(self._ledger))
+            for task, completed in zip((self._deciding, self._mailing), known, strict=True):
+                self._progress.update(
+                    task, completed=completed, total=self._accepted if self.all_sent.is_set() else None
+                )
+            if self.all_sent.is_set() and min(known) >= self._accepted:
+                return
+            if known != last:
+                changed, last = time.monotonic(), known
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _decided(self) -> int:
+        columns = store.orders.c
+        query = sa.select(sa.func.count()).where(columns.state != store.ACCEPTED, columns.accepted_at >= self._began)
+        async with self._database.reading() as connection:
+            count: int = (await connection.execute(query)).scalar_one()
+        return count
 
 
-async def count_decided(database: Database, accepted: set[str]) -> int:
-    """How many of the accepted orders are in a terminal state."""
-    query = sa.select(store.orders.c.id).where(store.orders.c.state != store.ACCEPTED)
-    async with database.reading() as connection:
-        return len(accepted.intersection((await connection.execute(query)).scalars()))
-
-
-async def stock(database: Database) -> dict[str, int]:
-    """Units on hand by SKU."""
-    async with database.reading() as connection:
-        query = sa.select(store.products.c.sku, store.products.c.on_hand)
-        return {row.sku: row.on_hand for row in await connection.execute(query)}
+def count_lines(path: Path) -> int:
+    """The lines of a file; 0 while there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 async def account(
@@ -215,7 +233,7 @@ async def account(
         if row.state == store.CONFIRMED:
             for line in row.lines:
                 taken[line["sku"]] += line["quantity"]
-    after = await stock(database)
+    after = await store.stock(database)
     twice = sum(before[sku] - after.get(sku, 0) != taken[sku] for sku in before)
     last = max((mail.at for mail in mails), default=began)
     first = min((answer.started_at for answer in answers if answer.started_at), default=began)

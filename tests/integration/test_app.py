@@ -137,7 +137,7 @@ async def test_the_audit_names_what_the_broker_lost(database_url: str, broker_ur
                 worker="w",
                 started_at=utcnow(),
                 done_at=utcnow(),
-            )  # fmt: skip
+            )
         )
 
     audit = await app.audit()

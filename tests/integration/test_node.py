@@ -132,6 +132,22 @@ async def test_what_was_confirmed_survives_kill_minus_9_on_the_same_url(rabbitmq
     # A queue says 0 until it has elected its leader again.
     await wait_until(lambda: count_is(1, url, "orders"))
 
+    node.stop()
+
+    assert processes_of(node.folder) == []
+
+
+def test_an_epmd_that_the_vm_started_instead_of_a_lost_one_is_stopped_too(rabbitmq_node: NodeFactory) -> None:
+    node = rabbitmq_node(management=False)
+    assert node._epmd is not None
+
+    node._epmd.kill()
+    node._epmd.wait()
+    wait_until_sync(lambda: hopline.node._answers(node.ports["epmd"]), deadline_seconds=100)
+    node.stop()
+
+    assert processes_of(node.folder) == []
+
 
 def test_stop_leaves_no_process_and_no_port_and_may_be_repeated(rabbitmq_node: NodeFactory) -> None:
     node = rabbitmq_node()

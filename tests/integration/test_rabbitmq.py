@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 import pytest
@@ -96,8 +97,7 @@ async def test_two_queues_on_one_channel_settle_in_any_order(broker_url: str, ra
     async with publishing(broker_url) as publisher, consuming(broker_url, waiting.extend) as consumer:
         await publisher.publish(picked(300), timeout_seconds=10)
         while handled < 600:
-            wanted = min(150, 600 - handled)
-            await wait_until(lambda wanted=wanted: len(waiting) >= wanted)
+            await wait_until(partial(_at_least, waiting, min(150, 600 - handled)))
             batch = [one for one in waiting if one.queue == "pears"][::-1] + [
                 one for one in waiting if one.queue == "apples"
             ]
@@ -108,6 +108,10 @@ async def test_two_queues_on_one_channel_settle_in_any_order(broker_url: str, ra
         await wait_until(lambda: _empty(broker_url, rabbitmq), 15)
 
         assert consumer.reconnects == 0
+
+
+def _at_least(items: list[Delivery], count: int) -> bool:
+    return len(items) >= count
 
 
 async def _empty(url: str, node: Node) -> bool:

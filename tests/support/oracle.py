@@ -118,7 +118,7 @@ async def account(environment: Mapping[str, str], ledger: Path, accepted: set[st
 
     async def nothing_pending() -> bool:
         audit = json.loads((await command(environment, "audit", "--json")).stdout)
-        return audit["pending"] == 0 and audit["unproven"] == 0
+        return bool(audit["pending"] == 0 and audit["unproven"] == 0)
 
     await wait_until(nothing_pending, 60, "nothing is on its way any more")
     audited = await command(environment, "audit", "--json")

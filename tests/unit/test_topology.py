@@ -27,7 +27,7 @@ def test_each_queue_dead_letters_at_least_once_into_its_own_dead_queue() -> None
     assert live.arguments["x-dead-letter-strategy"] == "at-least-once"
     assert live.arguments["x-overflow"] == "reject-publish"
     assert dead.name == "orders.dead"
-    assert Binding("hopline.dead", "orders.dead", live.arguments["x-dead-letter-routing-key"]) in topology.bindings
+    assert Binding("hopline.dead", "orders.dead", str(live.arguments["x-dead-letter-routing-key"])) in topology.bindings
     assert Binding("hopline", "orders", "order.placed") in topology.bindings
     assert Binding("hopline.to", "orders", "orders") in topology.bindings
 

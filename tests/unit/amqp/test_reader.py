@@ -2,14 +2,14 @@
 
 import contextlib
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import body, commands, frame, header, heartbeat
 
-from hopline.amqp import Delivery, ProtocolError, spec
+from hopline.amqp import Delivery, ProtocolError, Settler, spec
 from hopline.amqp.reader import Consumer, Inlet, Reader
 
 
@@ -41,7 +41,10 @@ class Record:
                 )
 
         inlet = Inlet(
-            self, note, lambda *confirm: note("confirm", *confirm), lambda *content: note("content", *content)
+            cast("Settler", self),
+            note,
+            lambda *confirm: note("confirm", *confirm),
+            lambda *content: note("content", *content),
         )
         inlet.consumers[b"tag"] = Consumer("tag", deliveries, None, note)
         return inlet
