@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hopline.errors import UsageError
@@ -29,3 +31,14 @@ def test_a_value_that_does_not_parse_is_named() -> None:
 def test_values_that_would_break_a_promise_are_refused(name: str, value: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Settings.from_environment({name: value})
+
+
+def test_every_setting_is_in_the_reference_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+
+    for name, value in zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True):
+        default = (
+            f"{value:g}" if isinstance(value, float) else str(value).lower() if value in (True, False) else str(value)
+        )
+        assert default in rows[name], name
