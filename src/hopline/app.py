@@ -24,7 +24,7 @@ from hopline import topology
 from hopline.audit import Audit, audit, register
 from hopline.batching import Groups
 from hopline.database import Database, Transaction
-from hopline.errors import CommitUnknown, DatabaseError, OutboxFull, UsageError
+from hopline.errors import CommitUnknown, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
 from hopline.message import Catalog, type_of
 from hopline.outbox import Outbox
@@ -128,7 +128,7 @@ class Hopline:
             relay = Relay(database, outbox, publisher, self.settings, optional_types=optional)
             relay.start()
             stack.push_async_callback(relay.stop)
-            producer = Producer(instance, database, outbox, publisher, self.settings)
+            producer = Producer(instance, database, outbox, relay, publisher, self.settings)
             stack.push_async_callback(producer.drained)
             registering = asyncio.create_task(self._register(database, publisher), name="register endpoints")
             stack.push_async_callback(_cancelled, registering)
@@ -205,12 +205,20 @@ class Producer:
     """A running producer: transactions, group commit, and what /readyz wants to know."""
 
     def __init__(
-        self, instance: str, database: Database, outbox: Outbox, publisher: RabbitPublisher, settings: Settings
+        self,
+        instance: str,
+        database: Database,
+        outbox: Outbox,
+        relay: Relay,
+        publisher: RabbitPublisher,
+        settings: Settings,
     ) -> None:
         self.instance = instance
         self.database = database
         self.outbox = outbox
         self.publisher = publisher
+        self.failures: tuple[asyncio.Future[None], ...] = (publisher.failed, relay.crashed)
+        """One of them ends, with an exception, when only a person can help: the process should then stop."""
         self._settings = settings
         self._groups: list[Groups[Any, Any]] = []
 
@@ -246,8 +254,8 @@ class Producer:
                     raise
                 async with self.transaction() as tx:
                     return await read_back(tx, items)
-            except OutboxFull:
-                raise
+            except (OutboxFull, DatabaseUnavailable):
+                raise  # nothing was stored, and alone they would fare no better
             except Exception as error:
                 if len(items) == 1:
                     raise
@@ -264,14 +272,10 @@ class Producer:
             await groups.drained()
 
     @property
-    def failed(self) -> asyncio.Future[None]:
-        """Ends with TopologyMismatch when the broker has other arguments than this program declares."""
-        return self.publisher.failed
-
-    @property
     def trouble(self) -> str:
         """Why messages do not leave now; empty when they do."""
-        return self.publisher.trouble
+        fault = next((repr(one.exception()) for one in self.failures if one.done() and not one.cancelled()), "")
+        return fault or self.publisher.trouble
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ POOL_CONNECTIONS = 8
 POOL_WAIT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0
 
+KEY_CHARACTERS = 255
+HEADER_NAME_BYTES = 128
+HEADERS_BYTES = 4096
 TRACE_HEADERS = ("traceparent",)
 
 Result = TypeVar("Result")
@@ -132,16 +135,17 @@ class Transaction:
         declared = type_of(message)
         identifier = new_id()
         cause = self.cause
+        checked_headers = _checked_headers(headers or {})
         envelope = Envelope(
             id=identifier,
             type=declared.name,
             version=declared.version,
-            key=declared.key_of(message),
+            key=_checked_key(declared.key_of(message), declared.name),
             correlation_id=cause.correlation_id if cause else identifier,
             cause_id=cause.id if cause else None,
             created_at=utcnow(),
             body=codec.encode(message, limit_bytes=self._message_limit_bytes),
-            headers={**_inherited(cause), **(headers or {})},
+            headers={**_inherited(cause), **checked_headers},
         )
         self.sends.append(Send(new_id(), envelope, queue, max(0.0, delay_seconds), new=True))
         return envelope
@@ -393,6 +397,25 @@ async def retried(work: Callable[[], Awaitable[Result]], *, attempts: int = 5, f
                 raise
             await asyncio.sleep(first_seconds * 2**attempt)
     raise AssertionError("unreachable: the loop returns or raises")
+
+
+def _checked_key(key: str, type_name: str) -> str:
+    """A business key as every column and header can hold it."""
+    if not 0 < len(key) <= KEY_CHARACTERS or "\x00" in key:
+        raise UsageError(
+            f"the key of a {type_name!r} must have 1 to {KEY_CHARACTERS} characters and no NUL: {key[:50]!r}"
+        )
+    return key
+
+
+def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Headers travel in one frame with every send of the message, so they are few and short."""
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
+    if size > HEADERS_BYTES or any(not 0 < len(name.encode()) <= HEADER_NAME_BYTES for name in headers):
+        raise UsageError(
+            f"headers have names of 1 to {HEADER_NAME_BYTES} bytes and at most {HEADERS_BYTES} bytes in all"
+        )
+    return headers
 
 
 def _inherited(cause: Envelope | None) -> dict[str, str]:

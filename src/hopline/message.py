@@ -57,7 +57,7 @@ class Envelope:
     created_at: datetime
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Free text headers (traceparent, origin); at most a few hundred bytes."""
+    """Free text headers (traceparent, origin); at most 4 KiB in all."""
     run: int = 0
     """0, and one more per replay."""
     attempt: int = 0

@@ -195,6 +195,7 @@ class Node:
                 return
             self._terminate(timeout_seconds)
             self._kill_all()
+            self._kill_other_epmd()
             self._disown_folder()
 
     def remove(self) -> None:
@@ -426,19 +427,27 @@ class Node:
             self._epmd = None
         self._path("node.json").unlink(missing_ok=True)
 
+    def _kill_other_epmd(self) -> None:
+        """The VM starts a daemon if it finds ours dead."""
+        program = _find_program("epmd")
+        if program is not None and _answers(self._ports.epmd):
+            command = [program, "-port", str(self._ports.epmd), "-kill"]
+            subprocess.run(command, env=self._environment(), capture_output=True, timeout=10, check=False)
+
     def _kill_vm(self) -> None:
         for pid in filter(self._is_ours, self._recorded_pids()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             self._wait_gone(pid, 10)
         if self._process is not None:
+            self._process.kill()  # our child: no doubt whose it is
             self._process.wait()
             self._process = None
 
     def _stop_what_was_left(self) -> None:
         """Stops the VM and the epmd of an owner that was killed: we hold its lock, so it is gone."""
         record = _read_record(self._path("node.json"))
-        if self._process is not None or record is None:
+        if record is None or self._process is not None or self._epmd is not None:
             return
         chosen, self._ports = self._ports, record.ports
         try:

@@ -27,7 +27,7 @@ from hopline import amqp
 from hopline.broker import Delivery, Publish, Published, Receive
 from hopline.clock import id_time
 from hopline.codec import CONTENT_TYPE
-from hopline.errors import BrokerUnavailable, TopologyMismatch
+from hopline.errors import BrokerUnavailable, TopologyMismatch, UsageError
 from hopline.message import Envelope
 from hopline.topology import Topology
 
@@ -64,6 +64,10 @@ class Link:
     """Keeps one connection with one channel alive. `start()` it, watch `ready`, `failed` and `trouble`, `stop()` it."""
 
     def __init__(self, url: str, topology: Topology, *, name: str) -> None:
+        try:
+            amqp.parse_url(url)
+        except amqp.InvalidURL as error:
+            raise UsageError(f"HOPLINE_BROKER_URL cannot be used: {error}") from None
         self.name = name
         self.trouble = "not connected yet"
         """Why the link is not ready; empty while it is."""

@@ -48,7 +48,8 @@ class Relay:
         *,
         optional_types: frozenset[str] = frozenset(),
     ) -> None:
-        self.published = 0
+        self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends with an exception if the relay itself has a fault; the process should then stop."""
         self._database = database
         self._store = store
         self._publisher = publisher
@@ -56,6 +57,8 @@ class Relay:
         self._optional_types = optional_types
         self._free = settings.relay_window
         self._flights: set[asyncio.Task[None]] = set()
+        self._leased: set[str] = set()
+        """Rows that are being published, to be given up if the process stops before their outcome is known."""
         self._confirmed: list[str] = []
         self._to_mark = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -90,6 +93,14 @@ class Relay:
             asyncio.create_task(self._sweep_forever(), name="relay sweep"),
             asyncio.create_task(self._mark_forever(), name="relay marks"),
         ]
+        for loop in self._loops:
+            loop.add_done_callback(self._ended)
+
+    def _ended(self, loop: asyncio.Task[None]) -> None:
+        if not loop.cancelled() and (error := loop.exception()) is not None:
+            log.error("the relay has a fault and does not send any more", error=repr(error))
+            if not self.crashed.done():
+                self.crashed.set_exception(error)
 
     async def stop(self) -> None:
         """Finishes what is in flight, stores its marks, and gives up the leases of the rest."""
@@ -102,9 +113,12 @@ class Relay:
         self._store.window = None
         if self in self._database.riders:
             self._database.riders.remove(self)
-        with suppress(DatabaseError):  # then the lease ends by itself, and another relay sends them again
+        with suppress(DatabaseError):  # then the leases end by themselves, and another relay sends the rows
             while self._confirmed:
                 await self._flush_marks()
+            if self._leased:
+                async with self._database.transaction() as tx:
+                    await outbox.give_up_lease(tx, list(self._leased))
 
     async def board(self, tx: Transaction) -> Callable[[bool], None] | None:
         """On SQLite the marks ride along with the process's other write transactions: one fsync less."""
@@ -134,14 +148,17 @@ class Relay:
 
     async def _fly(self, sends: list[tuple[Send, int]]) -> None:
         outcomes = [Published.UNKNOWN] * len(sends)
+        self._leased.update(send.id for send, _ in sends)
         try:
             batch = [publish_of(send) for send, _ in sends]
             outcomes = await self._publisher.publish(batch, timeout_seconds=self._settings.confirm_timeout_seconds)
+        except Exception:  # a message that cannot even be encoded must not stop the others: all come again, later
+            log.exception("a batch could not be published", messages=len(sends))
+            outcomes = [Published.REFUSED] * len(sends)
         finally:
             self._free += len(sends)
             sent = [send.id for (send, _), outcome in zip(sends, outcomes, strict=True) if self._is_sent(send, outcome)]
             if sent:
-                self.published += len(sent)
                 self._confirmed += sent
                 self._to_mark.set()
         unsent = [
@@ -151,6 +168,7 @@ class Relay:
         ]
         if unsent:
             await self._put_back(unsent)
+        self._leased.difference_update(send.id for send, _ in sends)
 
     def _is_sent(self, send: Send, outcome: Published) -> bool:
         if outcome is Published.RETURNED:

@@ -42,6 +42,13 @@ class RetryPolicy:
         return sum(self.delay_seconds(attempt, 1.0) for attempt in range(self.attempts - 1))
 
 
+def bounded(outcome: Outcome, attempt: int, policy: RetryPolicy) -> Outcome:
+    """A handler may say Retry itself, but not more often than its policy allows."""
+    if isinstance(outcome, Retry) and attempt + 1 >= policy.attempts:
+        return Dead("exhausted", outcome.reason)
+    return outcome
+
+
 def decide(error: BaseException, attempt: int, policy: RetryPolicy, random: float) -> Outcome:
     """The outcome of a failed attempt (0 is the first): another try after a delay, or the end."""
     if isinstance(error, MessageError):

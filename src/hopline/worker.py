@@ -36,7 +36,7 @@ from hopline.handlers import Endpoint, Handlers
 from hopline.inbox import Finished
 from hopline.message import Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
-from hopline.retry import decide
+from hopline.retry import bounded, decide
 from hopline.settings import Settings
 
 SAVEPOINT_MEMBERS = 50
@@ -241,7 +241,8 @@ class Desk:
         letters: list[DeadLetter] = []
         for member, handled in failed:
             envelope = member.envelope
-            match handled.outcome:
+            outcome = bounded(handled.outcome, envelope.attempt, endpoint.retry)
+            match outcome:
                 case Retry(delay_seconds=delay):
                     rows.append(self._attempt(endpoint, member, handled, "retry"))
                     again = replace(envelope, attempt=envelope.attempt + 1)
@@ -252,15 +253,15 @@ class Desk:
                     row = self._attempt(endpoint, member, handled, "dead")
                     rows.append(row)
                     letters.append(dead_letter(member.delivery, endpoint.name, reason, row.error, row.stack))
-                case _:
-                    raise AssertionError(f"a failed member with the outcome {handled.outcome!r}")
+                case Done():
+                    raise AssertionError("a member that is done did not fail")
             log.warning(
                 "message not handled",
                 endpoint=endpoint.name,
                 message_id=envelope.id,
                 key=envelope.key,
                 attempt=envelope.attempt,
-                outcome=type(handled.outcome).__name__.lower(),
+                outcome=type(outcome).__name__.lower(),
                 error=_error_text(handled)[:300],
             )
         await attempts.record(tx, rows)

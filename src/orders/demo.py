@@ -104,7 +104,7 @@ async def main(options: DemoOptions) -> int:
                 options.report.write_text(json.dumps(asdict(report), indent=2) + "\n")
                 console.print(f"The figures are in {options.report}.")
             if options.keep:
-                console.print(welcome(stack))
+                console.print(welcome(stack), soft_wrap=True)
                 await stop.wait()
             console.print("Stopping …")
     return 0 if report.is_clean else 1

@@ -19,7 +19,7 @@ async def main(folder: Path, workers: int, database_url: str) -> int:
     console = Console()
     stop = stop_event()
     async with running(StackOptions(folder, "up", workers, database_url), log_to(console)) as stack:
-        console.print(welcome(stack))
+        console.print(welcome(stack), soft_wrap=True)
         await stop.wait()
         console.print("Stopping: the API first, then the workers drain. Ctrl-C again does not hurry it.")
     return 0

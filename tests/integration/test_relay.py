@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from hopline import schema
-from hopline.broker import Published
+from hopline.broker import Publish, Published
 from hopline.clock import utcnow
 from hopline.database import Database
-from hopline.errors import OutboxFull
+from hopline.errors import OutboxFull, UsageError
 from hopline.message import message
 from hopline.settings import Settings
 from tests.support.engine import FAST, ScriptedPublisher, relaying, rows
@@ -233,3 +233,50 @@ async def test_a_clean_stop_marks_what_was_confirmed(database_url: str) -> None:
         await relay.stop()
 
         assert await all_sent(database)
+
+
+async def test_a_clean_stop_gives_up_what_has_no_answer_yet(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopline.relay.STOP_SECONDS", 0.05)
+    silent, heir = ScriptedPublisher(hold=asyncio.Event()), ScriptedPublisher()
+    async with relaying(database_url, silent) as (database, relay):
+        await send(database, "a")
+        await wait_until(lambda: bool(silent.published))
+
+        await relay.stop()
+
+        async with relaying(database_url, heir) as (other, _):  # long before the lease of 30 s is over
+            await wait_until(lambda: all_sent(other), 5)
+    assert [publish.envelope.key for publish in heir.published] == ["a"]
+
+
+async def test_a_batch_that_cannot_be_encoded_comes_again_and_stops_nothing(database_url: str) -> None:
+    faults = [ValueError("no such character")]
+
+    def answer(publish: Publish) -> Published:
+        if faults:
+            raise faults.pop()
+        return Published.CONFIRMED
+
+    publisher = ScriptedPublisher(answer=answer)
+    async with relaying(database_url, publisher) as (database, relay):
+        await send(database, "a")
+
+        await wait_until(lambda: all_sent(database))
+        assert relay.reserve(FAST.relay_window) == FAST.relay_window  # no slot is lost
+        assert not relay.crashed.done()
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "nul\x00"])
+async def test_a_key_that_no_column_holds_is_refused_before_anything_is_stored(database_url: str, key: str) -> None:
+    async with relaying(database_url, ScriptedPublisher()) as (database, _):
+        with pytest.raises(UsageError, match="1 to 255 characters"):
+            await send(database, key)
+        assert await rows(database, schema.messages) == []
+
+
+async def test_headers_are_few_and_short(sqlite_database_url: str) -> None:
+    async with relaying(sqlite_database_url, ScriptedPublisher()) as (database, _), database.transaction() as tx:
+        for headers in ({"note": "x" * 5000}, {"": "x"}, {"n" * 200: "x"}):
+            with pytest.raises(UsageError, match="headers"):
+                tx.send(Made("a"), headers=headers)
+        tx.send(Made("a"), headers={"note": "fine"})

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopline.errors import Undecodable, UsageError
-from hopline.outcome import Dead, Retry
-from hopline.retry import RetryPolicy, decide
+from hopline.outcome import Dead, Done, Retry
+from hopline.retry import RetryPolicy, bounded, decide
 
 policies = st.builds(
     RetryPolicy,
@@ -59,3 +59,11 @@ def test_what_no_retry_can_mend_dies_at_once() -> None:
 def test_a_policy_that_makes_no_sense_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         RetryPolicy(**arguments)  # type: ignore[arg-type]
+
+
+@given(policies, st.integers(0, 200))
+def test_a_handler_cannot_ask_for_more_retries_than_its_policy_allows(policy: RetryPolicy, attempt: int) -> None:
+    outcome = bounded(Retry(5, "not yet"), attempt, policy)
+
+    assert outcome == (Retry(5, "not yet") if attempt + 1 < policy.attempts else Dead("exhausted", "not yet"))
+    assert bounded(Done(), attempt, policy) == Done()

@@ -1,17 +1,16 @@
-"""An asyncio client of AMQP 0-9-1, made for RabbitMQ. Standard library only; it knows nothing of the rest of
-Hopline.
+"""An asyncio client of AMQP 0-9-1, made for RabbitMQ. Standard library only; it knows nothing of the rest of Hopline.
 
     connection = await connect("amqp://guest:guest@localhost/", name="orders")
     channel = await connection.channel()
     await channel.confirm_select()
     outcomes = await channel.publish([Outgoing("", "orders", Properties(delivery_mode=2), b"{}")])
 
-Modules, lower ones first: `spec` (numbers), `errors`, `wire` (tables), `properties`, `messages`, `methods`
-(frames), `confirms`, `reader` (incoming bytes), `transport` (the socket), `url`, `channel`, `connection`.
+Modules, lower ones first: `spec` (numbers), `errors`, `wire` (tables), `properties`, `messages`, `methods` (frames),
+`confirms`, `reader` (incoming bytes), `transport` (the socket), `url`, `channel`, `connection`.
 
-What it promises: every publish ends as confirmed, returned, refused or unknown, within its deadline; every
-delivery tag belongs to one channel's life; every end of a channel or connection has a typed reason. It does
-not reconnect: that is its owner's decision.
+What it promises: every publish ends as confirmed, returned, refused or unknown, within its deadline; every delivery
+tag belongs to one channel's life; every end of a channel or connection has a typed reason. It does not reconnect:
+that is its owner's decision.
 """
 
 from hopline.amqp.channel import UNCONFIRMED_MAX, Channel

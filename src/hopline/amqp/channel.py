@@ -1,13 +1,12 @@
 """A channel: declarations, publishing with confirms, consuming and settling, and the channel's end.
 
-A Channel is one generation: once it is over it stays over, and its delivery tags mean nothing to any other
-channel. Calls that expect an answer are sent in order and answered in order; each has a deadline, after which
-the channel is closed, since a late answer could not be told from the next one. A publish never raises for
-what the broker does: every message ends as confirmed, returned, refused or unknown (see `confirms.py` for
-how).
+A Channel is one generation: once it is over it stays over, and its delivery tags mean nothing to any other channel.
+Calls that expect an answer are sent in order and answered in order; each has a deadline, after which the channel is
+closed, since a late answer could not be told from the next one. A publish never raises for what the broker does:
+every message ends as confirmed, returned, refused or unknown (see `confirms.py` for how).
 
-Bounds: UNCONFIRMED_MAX publishes without an answer; BODY_BYTES_MAX a body; deliveries by the prefetch that
-the caller sets.
+Bounds: UNCONFIRMED_MAX publishes without an answer; BODY_BYTES_MAX a body; deliveries by the prefetch that the caller
+sets.
 """
 
 import asyncio
@@ -36,13 +35,15 @@ from hopline.amqp.transport import Transport
 from hopline.amqp.wire import short_string
 
 UNCONFIRMED_MAX: Final = 32_768
-"""Publishes of one channel that may wait for their confirm; further ones wait for room, under their
-deadline."""
+"""Publishes of one channel that may wait for their confirm; further ones wait for room, under their deadline."""
 _WRITE_BYTES: Final = 256 * 1024
 """Messages are joined up to about this size, then the event loop gets a turn."""
+_CONTENT_BYTES: Final = 12
+"""What stands before the properties in a content header: class, weight, body size."""
+_MESSAGE_BYTES: Final = 80
+"""About what a message takes beside its properties and body."""
 _PREFIXES_CACHED_MAX: Final = 1024
-"""`basic.publish` frames kept for exchange, routing key and mandatory; beyond this many the cache starts
-anew."""
+"""`basic.publish` frames kept for exchange, routing key and mandatory; beyond this many the cache starts anew."""
 
 Arguments = Mapping[str, object] | None
 
@@ -61,8 +62,7 @@ class _Waiter(NamedTuple):
 
 
 class Channel:
-    """Made by `Connection.channel`. To be used from its event loop's thread; its calls may run
-    concurrently."""
+    """Made by `Connection.channel`. To be used from its event loop's thread; its calls may run concurrently."""
 
     def __init__(self, number: int, transport: Transport, reply_seconds: float) -> None:
         self.number = number
@@ -157,8 +157,7 @@ class Channel:
     ) -> QueueState:
         """Creates the queue if it is missing; with an empty name the server chooses one.
 
-        `passive` only checks: NotFound if it is missing. PreconditionFailed if it exists with other
-        arguments.
+        `passive` only checks: NotFound if it is missing. PreconditionFailed if it exists with other arguments.
         """
         frame = methods.queue_declare(
             self.number, name, arguments,
@@ -181,8 +180,7 @@ class Channel:
         return methods.decode_count(reply.fields)
 
     async def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
-        """Deletes the queue, and gives how many messages were in it. Quorum queues do not know the
-        conditions."""
+        """Deletes the queue, and gives how many messages were in it. Quorum queues do not know the conditions."""
         frame = methods.queue_delete(self.number, queue, if_unused=if_unused, if_empty=if_empty)
         reply = await self._ask(frame, spec.QUEUE_DELETE_OK)
         return methods.decode_count(reply.fields)
@@ -206,11 +204,11 @@ class Channel:
     ) -> str:
         """Starts a consumer and gives its tag.
 
-        `on_deliveries` is called once a read with everything that came for this consumer, possibly before
-        this call returns. It must not block. If it raises, the channel is closed, so that its messages return
-        to the queue. `on_cancel` is called with the tag if the server ends the consumer: queue deleted,
-        leader moved, or an acknowledgement too late on RabbitMQ 4.3. Set a prefetch first: without one,
-        memory is bounded by the queue only.
+        `on_deliveries` is called once a read with everything that came for this consumer, possibly before this call
+        returns. It must not block. If it raises, the channel is closed, so that its messages return to the queue.
+        `on_cancel` is called with the tag if the server ends the consumer: queue deleted, leader moved, or an
+        acknowledgement too late on RabbitMQ 4.3. Set a prefetch first: without one, memory is bounded by the queue
+        only.
         """
         self._require_open()
         tag = consumer_tag or f"{self.number}.{next(self._tags)}"
@@ -265,10 +263,10 @@ class Channel:
     async def publish(self, messages: Sequence[Outgoing], *, timeout_seconds: float = 10.0) -> list[Published]:
         """Publishes the messages in order and waits until the server has answered for all of them.
 
-        Gives one outcome for each message. `timeout_seconds` covers everything: waiting while the connection
-        is blocked or the peer does not read, and the confirms. What is not written when it passes is never
-        written; it is UNKNOWN all the same. On a channel that is over, everything is UNKNOWN. Do not change
-        the messages meanwhile.
+        Gives one outcome for each message. `timeout_seconds` covers everything: waiting while the connection is
+        blocked or the peer does not read, and the confirms. What is not written when it passes is never written; it
+        is UNKNOWN all the same. On a channel that is over, everything is UNKNOWN. Do not change the messages
+        meanwhile.
 
         Raises EncodeError (nothing was sent) for a message that AMQP cannot carry, UsageError without
         `confirm_select`.
@@ -314,9 +312,9 @@ class Channel:
                 append(b"\xce" if body_bytes else b"")
             else:
                 raise EncodeError(f"a body of {body_bytes} bytes is above the limit of {spec.BODY_BYTES_MAX}")
-            if len(properties) + 14 > payload_max:
+            if len(properties) + _CONTENT_BYTES > payload_max:
                 raise EncodeError(f"properties of {len(properties)} bytes do not fit into one frame")
-            gathered_bytes += body_bytes + len(properties) + 80
+            gathered_bytes += body_bytes + len(properties) + _MESSAGE_BYTES
             if gathered_bytes >= _WRITE_BYTES:
                 cuts.append(index + 1)
                 gathered_bytes = 0
@@ -362,8 +360,7 @@ class Channel:
     # the end
 
     async def close(self, timeout_seconds: float = 5.0) -> None:
-        """Closes in order; acknowledgements made before are sent before. Idempotent. Never raises for the
-        broker.
+        """Closes in order; acknowledgements made before are sent before. Idempotent. Never raises for the broker.
 
         Wait for publishes first: those without an answer become UNKNOWN.
         """
@@ -384,6 +381,8 @@ class Channel:
             return
         self._closed = True
         self._reason = reason
+        for consumer in self._inlet.consumers.values():
+            consumer.batch.clear()
         self._inlet.consumers.clear()
         if tell_server:
             self._inlet.discarding = True
@@ -420,7 +419,9 @@ class Channel:
 
         consumer.on_deliveries = give_back
         consumer.on_cancel = None
-        self._waiters.append(_Waiter((spec.BASIC_CANCEL_OK,), self._loop.create_future()))
+        nobody: asyncio.Future[_Reply] = self._loop.create_future()
+        nobody.cancel()
+        self._waiters.append(_Waiter((spec.BASIC_CANCEL_OK,), nobody))
         self._transport.send(methods.basic_cancel(self.number, consumer.tag))
 
     # asking and being told
@@ -428,6 +429,8 @@ class Channel:
     async def _ask(self, frame: bytes, *expected: int, requeue: bool = False) -> _Reply:
         """Sends a method and waits for its answer. Raises the channel's end, if that is the answer."""
         self._require_open()
+        if len(frame) > self._transport.reader.frame_max:
+            raise EncodeError(f"a method of {len(frame)} bytes does not fit into one frame")
         waiter = _Waiter(expected, self._loop.create_future(), requeue)
         self._waiters.append(waiter)
         self._transport.send(frame)

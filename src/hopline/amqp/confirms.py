@@ -1,16 +1,15 @@
 """Which published message has which confirm: the bookkeeping of one channel in confirm mode, without I/O.
 
-RabbitMQ numbers the publishes of a channel from 1. A `Call` is one call of `Channel.publish`; each piece of
-it that was written in one go is a `Span` of consecutive numbers. A confirm with `multiple` settles whole
-spans by comparing two numbers, whatever their length; only confirms out of order, refusals and returns cost
-something for each message.
+RabbitMQ numbers the publishes of a channel from 1. A `Call` is one call of `Channel.publish`; each piece of it that
+was written in one go is a `Span` of consecutive numbers. A confirm with `multiple` settles whole spans by comparing
+two numbers, whatever their length; only confirms out of order, refusals and returns cost something for each message.
 
-Returns: RabbitMQ sends `basic.return` before the message's own ack, and in the order of the publishes, but it
-does not say which publish it was. A return is matched with the first message after the previous return that
-is unsettled, has the same exchange and routing key, and the same message id and body if there are several.
+Returns: RabbitMQ sends `basic.return` before the message's own ack, and in the order of the publishes, but it does
+not say which publish it was. A return is matched with the first message after the previous return that is unsettled,
+has the same exchange and routing key, and the same message id and body if there are several.
 
-Invariant: a message leaves exactly once, as confirmed, returned, refused or unknown; whatever a message was
-first found to be (a return before its ack) it stays.
+Invariant: a message leaves exactly once, as confirmed, returned, refused or unknown; whatever a message was first
+found to be (a return before its ack) it stays.
 """
 
 from bisect import bisect_right
@@ -32,8 +31,7 @@ class Waiter(Protocol):
 
 
 class Call:
-    """One call of `publish`: how many of its messages are written and unsettled, and what is not simply
-    confirmed."""
+    """One call of `publish`: how many of its messages are written and unsettled, and what is not simply confirmed."""
 
     __slots__ = ("exceptions", "messages", "pending", "spans", "waiter", "written")
 

@@ -1,9 +1,8 @@
 """A connection: TCP or TLS, login, tuning, channels, blocked and unblocked, and the connection's end.
 
-`connect` tries the hosts of the URL in turn, each under its own deadline, and either gives an open Connection
-or raises a typed error; nothing is left running in between. A Connection does not reconnect: it ends once,
-says why, and its owner makes a new one. Everything on a connection ends with it: calls raise its reason,
-publishes end as unknown.
+`connect` tries the hosts of the URL in turn, each under its own deadline, and either gives an open Connection or
+raises a typed error; nothing is left running in between. A Connection does not reconnect: it ends once, says why, and
+its owner makes a new one. Everything on a connection ends with it: calls raise its reason, publishes end as unknown.
 
 Heartbeats, joined writes and back-pressure are in `transport.py`, the parsing is in `reader.py`.
 """
@@ -109,6 +108,7 @@ class Connection:
             else:
                 self._transport.close(None)
         await self._ended.wait()
+        await self._transport.wait_gone()
 
     def abort(self) -> None:
         """Ends at once, without a word to the server. The reason is None, as after `close`."""
@@ -140,8 +140,7 @@ class Connection:
         self._transport.watch(self.heartbeat_seconds)
 
     def _tune(self, offer: methods.Tune, address: Address, heartbeat_seconds: int) -> None:
-        """The smaller of both sides' limits, where 0 is none; our heartbeat, unless the server's is
-        shorter."""
+        """The smaller of both sides' limits, where 0 is none; our heartbeat, unless the server's is shorter."""
         self.frame_max = _smaller(address.frame_max or spec.FRAME_MAX, offer.frame_max)
         self.channel_max = _smaller(address.channel_max or spec.CHANNEL_MAX, offer.channel_max)
         self.heartbeat_seconds = _smaller(heartbeat_seconds, offer.heartbeat_seconds) if heartbeat_seconds else 0
@@ -244,13 +243,12 @@ async def connect(
 ) -> Connection:
     """Connects and logs in.
 
-    `name` is what RabbitMQ shows to operators. `heartbeat_seconds` 0 turns heartbeats off. `timeout_seconds`
-    is the deadline for each host, and later for each answer on a channel. What the URL says goes before these
-    parameters. With `amqps`, the server's certificate and name are checked against the system's authorities,
-    or `cacertfile`, or `ssl_context`.
+    `name` is what RabbitMQ shows to operators. `heartbeat_seconds` 0 turns heartbeats off. `timeout_seconds` is the
+    deadline for each host, and later for each answer on a channel. What the URL says goes before these parameters.
+    With `amqps`, the server's certificate and name are checked against the system's authorities, or `cacertfile`, or
+    `ssl_context`.
 
-    Raises InvalidURL, AuthenticationFailed, NotAllowed (virtual host), ConnectFailed, ConnectTimeout,
-    ProtocolError.
+    Raises InvalidURL, AuthenticationFailed, NotAllowed (virtual host), ConnectFailed, ConnectTimeout, ProtocolError.
     """
     address = parse_url(url)
     if address.heartbeat_seconds is not None:

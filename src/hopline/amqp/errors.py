@@ -25,8 +25,8 @@
        |- PreconditionFailed      406
        `- ReplyTimeout            no answer within the deadline
 
-Every error has the server's `code` and `text`, the `class_id` and `method_id` that caused it (zeros if
-unknown), and `advice`, one sentence on what to do.
+Every error has the server's `code` and `text`, the `class_id` and `method_id` that caused it (zeros if unknown), and
+`advice`, one sentence on what to do.
 """
 
 from typing import ClassVar, Self
@@ -53,8 +53,7 @@ class AMQPError(Exception):
         return f"{code}{self.text}{where}{stop} {self.advice}"
 
     def again(self) -> Self:
-        """A fresh copy to raise once more: an exception raised twice would collect tracebacks without
-        bound."""
+        """A fresh copy to raise once more: an exception raised twice would collect tracebacks without bound."""
         return type(self)(self.text, code=self.code, class_id=self.class_id, method_id=self.method_id)
 
 
@@ -89,8 +88,7 @@ class ConnectionClosed(AMQPError):
 
 
 class ConnectionLost(ConnectionClosed):
-    """TCP ended without AMQP's close. What is unconfirmed is unknown, what is unacknowledged will be
-    redelivered."""
+    """TCP ended without AMQP's close. What is unconfirmed is unknown, what is unacknowledged will be redelivered."""
 
     advice = "Connect again after a pause, to the next host if there are several."
 
@@ -182,8 +180,7 @@ class ResourceLocked(ChannelClosed):
 
 
 class PreconditionFailed(ChannelClosed):
-    """An argument differs from what exists, a delivery tag is unknown, or an acknowledgement came too late
-    (406)."""
+    """An argument differs from what exists, a delivery tag is unknown, or an acknowledgement came too late (406)."""
 
     advice = (
         "If arguments differ, change the declaration or migrate the queue by hand; if a delivery tag is "
@@ -192,8 +189,7 @@ class PreconditionFailed(ChannelClosed):
 
 
 class ReplyTimeout(ChannelClosed):
-    """The server did not answer in time; the channel was closed, because a late answer could not be told
-    apart."""
+    """The server did not answer in time; the channel was closed, because a late answer could not be told apart."""
 
     advice = "Open another channel; if it happens again, look at the server's load and alarms."
 

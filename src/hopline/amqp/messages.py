@@ -1,8 +1,7 @@
 """What travels through a channel, as its caller sees it: Outgoing, Published, Returned, Delivery, QueueState.
 
-Nothing here does I/O. A Delivery keeps its properties as bytes until somebody asks for them, so that a
-message that is only counted or passed on costs nothing to decode, and a malformed one harms nobody but its
-reader.
+Nothing here does I/O. A Delivery keeps its properties as bytes until somebody asks for them, so that a message that
+is only counted or passed on costs nothing to decode, and a malformed one harms nobody but its reader.
 """
 
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ class Published(Enum):
     REFUSED = "refused"
     """Nacked: a full queue with `reject-publish`, or an error inside of the server. Not (entirely) sent."""
     UNKNOWN = "unknown"
-    """The deadline passed, or channel or connection ended, before an answer. It may or may not have been
-    sent."""
+    """The deadline passed, or channel or connection ended, before an answer. It may or may not have been sent."""
 
 
 @dataclass(slots=True)
@@ -38,8 +36,7 @@ class Outgoing:
 
 
 class Returned(NamedTuple):
-    """Why the server returned a message. `message` is the one that was published, None if it cannot be
-    matched."""
+    """Why the server returned a message. `message` is the one that was published, None if it cannot be matched."""
 
     reply_code: int
     reply_text: str
@@ -60,8 +57,8 @@ class QueueState(NamedTuple):
 class Settler(Protocol):
     """The channel that a delivery came from, and the only one on which its tag means anything.
 
-    The calls do not block; they are joined with others of the same turn of the event loop. On a channel that
-    is over they raise ChannelClosed.
+    The calls do not block; they are joined with others of the same turn of the event loop. On a channel that is over
+    they raise ChannelClosed.
     """
 
     @property

@@ -1,9 +1,8 @@
 """Methods as frames: one function for each that this client sends, and the fields of those that it receives.
 
-An encoder returns the complete frame, ready to be written. A decoder takes the payload after its four bytes
-of method id. The layouts are those of the AMQP 0-9-1 specification, reserved fields as zeros, and of
-RabbitMQ's extensions. Hot methods (`basic.publish`, `basic.ack`, `basic.deliver`) avoid everything but one
-precompiled struct.
+An encoder returns the complete frame, ready to be written. A decoder takes the payload after its four bytes of method
+id. The layouts are those of the AMQP 0-9-1 specification, reserved fields as zeros, and of RabbitMQ's extensions. Hot
+methods (`basic.publish`, `basic.ack`, `basic.deliver`) avoid everything but one precompiled struct.
 """
 
 import struct

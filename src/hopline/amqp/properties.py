@@ -1,9 +1,8 @@
 """The fourteen properties of an AMQP message, and their bytes.
 
-`Properties` is what a publisher fills in and a consumer reads. `encode_properties` gives the flags and values
-that end a content header frame (AMQP 0-9-1 section 4.2.6.1: one bit a property, values in the order of the
-bits). Invariant: decoding gives back what was encoded, times cut to whole seconds. Every malformed input is a
-DecodeError.
+`Properties` is what a publisher fills in and a consumer reads. `encode_properties` gives the flags and values that
+end a content header frame (AMQP 0-9-1 section 4.2.6.1: one bit a property, values in the order of the bits).
+Invariant: decoding gives back what was encoded, times cut to whole seconds. Every malformed input is a DecodeError.
 """
 
 import struct
@@ -17,8 +16,8 @@ from hopline.amqp.spec import OCTET_MAX
 from hopline.amqp.wire import (
     ONE_BYTE,
     cached_short_string,
-    decode_table,
     encode_table,
+    read_table,
     seconds_since_epoch,
     short_string,
     time_from_seconds,
@@ -29,8 +28,8 @@ from hopline.amqp.wire import (
 class Properties:
     """AMQP's basic properties; None is "not given".
 
-    `delivery_mode` 2 is persistent; `expiration` is a string of milliseconds; `timestamp` is a time with a
-    zone or whole seconds since 1970, and comes back as UTC.
+    `delivery_mode` 2 is persistent; `expiration` is a string of milliseconds; `timestamp` is a time with a zone or
+    whole seconds since 1970, and comes back as UTC.
     """
 
     content_type: str | None = None
@@ -121,7 +120,8 @@ def _octet(value: int) -> bytes:
 
 def decode_properties(raw: bytes) -> Properties:  # noqa: C901, PLR0912 - a branch a property
     """The properties in the flags and values of a content header. Raises DecodeError, whatever the bytes."""
-    # A value that reaches beyond the end is found out by where the next begins, or by where the last one ends.
+    # The outer tests of several flags pass over what is rarely set. A value that reaches beyond the end is found out
+    # by where the next one begins, or by where the last one ends.
     try:
         flags, at = int.from_bytes(raw[:_FLAGS_BYTES], "big"), _FLAGS_BYTES
         if len(raw) < _FLAGS_BYTES or flags & 0x0003:
@@ -134,20 +134,21 @@ def decode_properties(raw: bytes) -> Properties:  # noqa: C901, PLR0912 - a bran
             end = at + 1 + raw[at]
             properties.content_encoding, at = raw[at + 1 : end].decode(), end
         if flags & 0x2000:
-            properties.headers, at = decode_table(raw, at)
+            properties.headers, at = read_table(raw, at, len(raw))
         if flags & 0x1000:
             properties.delivery_mode, at = raw[at], at + 1
-        if flags & 0x0800:
-            properties.priority, at = raw[at], at + 1
-        if flags & 0x0400:
-            end = at + 1 + raw[at]
-            properties.correlation_id, at = raw[at + 1 : end].decode(), end
-        if flags & 0x0200:
-            end = at + 1 + raw[at]
-            properties.reply_to, at = raw[at + 1 : end].decode(), end
-        if flags & 0x0100:
-            end = at + 1 + raw[at]
-            properties.expiration, at = raw[at + 1 : end].decode(), end
+        if flags & 0x0F00:
+            if flags & 0x0800:
+                properties.priority, at = raw[at], at + 1
+            if flags & 0x0400:
+                end = at + 1 + raw[at]
+                properties.correlation_id, at = raw[at + 1 : end].decode(), end
+            if flags & 0x0200:
+                end = at + 1 + raw[at]
+                properties.reply_to, at = raw[at + 1 : end].decode(), end
+            if flags & 0x0100:
+                end = at + 1 + raw[at]
+                properties.expiration, at = raw[at + 1 : end].decode(), end
         if flags & 0x0080:
             end = at + 1 + raw[at]
             properties.message_id, at = raw[at + 1 : end].decode(), end
@@ -156,15 +157,16 @@ def decode_properties(raw: bytes) -> Properties:  # noqa: C901, PLR0912 - a bran
         if flags & 0x0020:
             end = at + 1 + raw[at]
             properties.type, at = raw[at + 1 : end].decode(), end
-        if flags & 0x0010:
-            end = at + 1 + raw[at]
-            properties.user_id, at = raw[at + 1 : end].decode(), end
-        if flags & 0x0008:
-            end = at + 1 + raw[at]
-            properties.app_id, at = raw[at + 1 : end].decode(), end
-        if flags & 0x0004:
-            end = at + 1 + raw[at]
-            properties.cluster_id, at = raw[at + 1 : end].decode(), end
+        if flags & 0x001C:
+            if flags & 0x0010:
+                end = at + 1 + raw[at]
+                properties.user_id, at = raw[at + 1 : end].decode(), end
+            if flags & 0x0008:
+                end = at + 1 + raw[at]
+                properties.app_id, at = raw[at + 1 : end].decode(), end
+            if flags & 0x0004:
+                end = at + 1 + raw[at]
+                properties.cluster_id, at = raw[at + 1 : end].decode(), end
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise DecodeError(f"message properties are malformed: {error}") from error
     if at != len(raw):

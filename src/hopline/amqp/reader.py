@@ -1,12 +1,11 @@
 """The bytes that arrive, cut into frames and handed on: one loop a read, no object a frame.
 
-Most of what arrives is deliveries and confirms, so these two are decoded right in the loop; a delivery whose
-three frames are all there takes one pass. Deliveries are handed over once a read, as a list for each
-consumer. Every other method goes to its channel's inlet, after the deliveries before it, so that the order of
-the wire is kept.
+Most of what arrives is deliveries and confirms, so these two are decoded right in the loop; a delivery whose three
+frames are all there takes one pass. Deliveries are handed over once a read, as a list for each consumer. Every other
+method goes to its channel's inlet, after the deliveries before it, so that the order of the wire is kept.
 
-Invariants: bytes that are not AMQP end in ProtocolError, never in a hang; memory is bounded by one frame
-and, for each channel, one body of at most BODY_BYTES_MAX; a trickle of tiny reads costs linear time.
+Invariants: bytes that are not AMQP end in ProtocolError, never in a hang; memory is bounded by one frame and, for
+each channel, one body of at most BODY_BYTES_MAX; a trickle of tiny reads costs linear time.
 """
 
 import struct
@@ -85,10 +84,9 @@ class Content:
 class Inlet:
     """What the reader needs to know of one channel.
 
-    `on_method(method, fields)` gets every method but deliveries and confirms, `on_confirm(tag, multiple,
-    refused)` the confirms, `on_content(method, fields, properties, body)` complete returns and answers to
-    `basic.get`, `on_writable()` is called when writing may go on, `on_over(reason)` when the connection is
-    over.
+    `on_method(method, fields)` gets every method but deliveries and confirms, `on_confirm(tag, multiple, refused)`
+    the confirms, `on_content(method, fields, properties, body)` complete returns and answers to `basic.get`,
+    `on_writable()` is called when writing may go on, `on_over(reason)` when the connection is over.
     """
 
     __slots__ = (
@@ -333,7 +331,7 @@ class Reader:
         touched, self._touched = self._touched, []
         for consumer in touched:
             batch, consumer.batch = consumer.batch, []
-            if self._stopped:
+            if self._stopped or not batch:
                 continue
             try:
                 consumer.on_deliveries(batch)

@@ -1,9 +1,9 @@
 """The numbers of AMQP 0-9-1 that this client speaks: frame kinds, method ids, reply codes and their names.
 
-A method id is `class << 16 | method`, the four bytes with which a method frame's payload begins, so that one
-32-bit read tells which method it is. Only what RabbitMQ implements is here: no `basic.recover`, no
-transactions, no `immediate`. The numbers come from the AMQP 0-9-1 specification and RabbitMQ's extensions to
-it (`connection.blocked`, `basic.nack`, `confirm.select`).
+A method id is `class << 16 | method`, the four bytes with which a method frame's payload begins, so that one 32-bit
+read tells which method it is. Only what RabbitMQ implements is here: no `basic.recover`, no transactions, no
+`immediate`. The numbers come from the AMQP 0-9-1 specification and RabbitMQ's extensions to it (`connection.blocked`,
+`basic.nack`, `confirm.select`).
 """
 
 from typing import Final
@@ -21,14 +21,13 @@ FRAME_OVERHEAD: Final = 8
 FRAME_MAX_LOWEST: Final = 4096
 """The specification's frame-min-size: a peer may not negotiate less."""
 FRAME_MAX: Final = 131_072
-"""What this client asks for; RabbitMQ's own default. RabbitMQ 4.1 refuses clients that ask for less than
-8192."""
+"""What this client asks for; RabbitMQ's own default. RabbitMQ 4.1 refuses clients that ask for less than 8192."""
 CHANNEL_MAX: Final = 2047
 """What this client asks for; RabbitMQ's own default."""
 
 BODY_BYTES_MAX: Final = 134_217_728
-"""Largest body sent or accepted: RabbitMQ 3.x's own limit (4.x: 16 MiB by default). It bounds what one peer
-can make this process hold for one message."""
+"""Largest body sent or accepted: RabbitMQ 3.x's own limit (4.x: 16 MiB by default). It bounds what one peer can make
+this process hold for one message."""
 
 CLASS_BASIC: Final = 60
 

@@ -1,14 +1,12 @@
-"""One TCP or TLS connection: bytes in to the Reader, bytes out in as few writes as possible, and proof of
-life.
+"""One TCP or TLS connection: bytes in to the Reader, bytes out in as few writes as possible, and proof of life.
 
-What is sent within one turn of the event loop is joined into one write. `writable` is false while the peer
-does not read (more than WRITE_BUFFER_BYTES are waiting) or has asked to be spared (`connection.blocked`):
-publishing waits for it, so that memory stays bounded; acknowledgements do not wait, since they are bounded by
-what was delivered.
+What is sent within one turn of the event loop is joined into one write. `writable` is false while the peer does not
+read (more than WRITE_BUFFER_BYTES are waiting) or has asked to be spared (`connection.blocked`): publishing waits for
+it, so that memory stays bounded; acknowledgements do not wait, since they are bounded by what was delivered.
 
-Heartbeats: every half interval something is sent if nothing else was, and reading is checked. The check
-counts its own ticks instead of reading a clock, so that an event loop that stood still for long does not
-mistake its own absence for the server's.
+Heartbeats: every half interval something is sent if nothing else was, and reading is checked. The check counts its
+own ticks instead of reading a clock, so that an event loop that stood still for long does not mistake its own absence
+for the server's.
 
 Invariant: `on_over` is called exactly once, with the reason, or None after `close`.
 """
@@ -50,6 +48,7 @@ class Transport(asyncio.Protocol):
         self._ticks_missed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._flushing = False
+        self._gone = asyncio.Event()
 
     @property
     def writable(self) -> bool:
@@ -65,8 +64,7 @@ class Transport(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def send_content(self, data: bytes) -> None:
-        """As `send`, for messages: once enough has been gathered it is sent at once, so that `writable` is
-        true news."""
+        """As `send`, for messages: when enough is gathered it is sent at once, so that `writable` is true news."""
         self._out_bytes += len(data)
         if self._out_bytes < _GATHER_BYTES:
             self.send(data)
@@ -111,14 +109,14 @@ class Transport(asyncio.Protocol):
         self._on_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._gone.set()
         words = f"the connection was lost: {exc}" if exc else "the server hung up without a word"
         self._finish(ConnectionLost(words))
 
     # proof of life
 
     def watch(self, heartbeat_seconds: int) -> None:
-        """Starts heartbeats in both directions, and has the kernel give up on unacknowledged bytes just as
-        fast."""
+        """Starts heartbeats in both directions, and has the kernel give up on unacknowledged bytes just as fast."""
         if heartbeat_seconds <= 0:
             return
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -162,9 +160,14 @@ class Transport(asyncio.Protocol):
         self._finish(reason)
         self._linger()
 
+    async def wait_gone(self) -> None:
+        """After `close` or `fail`: until the socket is closed, which takes a moment, and at most the linger."""
+        if self._transport is not None:
+            await self._gone.wait()
+
     def _linger(self) -> None:
         self._flush()
-        if self._transport is not None:
+        if self._transport is not None and not self._gone.is_set():
             self._transport.close()
             self._timer = self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
 

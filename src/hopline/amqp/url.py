@@ -2,10 +2,10 @@
 
     amqps://user:password@host1:5671,host2/vhost?heartbeat=10&cacertfile=/etc/ca.pem
 
-The form and the query parameters are RabbitMQ's (https://www.rabbitmq.com/docs/uri-spec and
-uri-query-parameters), plus several hosts with commas between them, tried in turn. Everything is
-percent-decoded. No path and an empty path both mean the virtual host `/`, which is `/%2F` in full. Refused:
-unknown parameters, since a misspelt one would silently do nothing.
+The form and the query parameters are RabbitMQ's (https://www.rabbitmq.com/docs/uri-spec and uri-query-parameters),
+plus several hosts with commas between them, tried in turn. Everything is percent-decoded. No path and an empty path
+both mean the virtual host `/`, which is `/%2F` in full. Refused: unknown parameters, since a misspelt one would
+silently do nothing.
 
 Invariant: neither the text of an error nor `repr` of an Address contains the password.
 """

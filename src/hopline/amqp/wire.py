@@ -1,13 +1,13 @@
 """AMQP's elementary types as bytes: short strings, long strings, field tables and arrays.
 
-Python values choose their field type: bool `t`, int `l`, float `d`, str `S`, bytes `x`, datetime `T`, Decimal
-`D`, dict `F`, list or tuple `A`, None `V`; `Exact` names any other. All field types that RabbitMQ documents
-are decoded (https://www.rabbitmq.com/amqp-0-9-1-errata.html, section 3). Invariant:
-`decode_table(encode_table(t)) == t` for every table made of these values. A long string that is not UTF-8 is
-decoded as bytes, since AMQP allows any bytes in it.
+Python values choose their field type: bool `t`, int `l`, float `d`, str `S`, bytes `x`, datetime `T`, Decimal `D`,
+dict `F`, list or tuple `A`, None `V`; `Exact` names any other. All field types that RabbitMQ documents are decoded
+(https://www.rabbitmq.com/amqp-0-9-1-errata.html, section 3). Invariant: `decode_table(encode_table(t)) == t` for
+every table made of these values. A long string that is not UTF-8 is decoded as bytes, since AMQP allows any bytes in
+it.
 
-Refused, always with a typed error: integers beyond 64 bits, names beyond 255 bytes, naive datetimes, nesting
-deeper than `DEPTH_MAX`, and lengths that point outside of the bytes at hand.
+Refused, always with a typed error: integers beyond 64 bits, names beyond 255 bytes, naive datetimes, nesting deeper
+than `DEPTH_MAX`, and lengths that point outside of the bytes at hand.
 """
 
 import struct
@@ -25,6 +25,8 @@ _NAMES_CACHED_MAX: Final = 1024
 """Header names and content types come from a small set; beyond this many the cache starts anew."""
 
 _ARRAY, _DECIMAL, _TABLE, _TEXT, _TIME, _VOID, _DOUBLE, _INT64, _BOOLEAN, _BYTES = b"ADFSTVdltx"
+_TIMES_CACHED_MAX: Final = 1024
+"""Messages that arrive together were mostly sent within a few seconds; beyond this many the cache starts anew."""
 
 ONE_BYTE: Final = tuple(bytes((value,)) for value in range(256))
 _pack_u32 = struct.Struct(">I").pack
@@ -48,8 +50,8 @@ _FIXED: Final[dict[int, struct.Struct]] = {
 class Exact(NamedTuple):
     """A number with its AMQP field type spelled out, for peers that insist: `Exact("B", 200)`.
 
-    Kinds: `b B` 8 bits, `s u` 16, `I i` 32, `l` 64 (lower and upper case as RabbitMQ reads them: `b s I l`
-    signed, `B u i` unsigned), `f` single and `d` double precision.
+    Kinds: `b B` 8 bits, `s u` 16, `I i` 32, `l` 64 (lower and upper case as RabbitMQ reads them: `b s I l` signed, `B
+    u i` unsigned), `f` single and `d` double precision.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class Exact(NamedTuple):
 
 
 _short_cache: dict[str, bytes] = {}
+_time_cache: dict[int, datetime] = {}
 
 
 def short_string(text: str) -> bytes:
@@ -92,12 +95,17 @@ def seconds_since_epoch(when: datetime | int) -> int:
 
 
 def time_from_seconds(seconds: int) -> datetime | int:
-    """The UTC time, or the number itself where it lies beyond the year 9999 (some publishers send
-    milliseconds)."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return seconds
+    """The UTC time, or the number itself where it lies beyond the year 9999 (some publishers send milliseconds)."""
+    found = _time_cache.get(seconds)
+    if found is None:
+        try:
+            found = datetime.fromtimestamp(seconds, UTC)
+        except (ValueError, OverflowError, OSError):
+            return seconds
+        if len(_time_cache) >= _TIMES_CACHED_MAX:
+            _time_cache.clear()
+        _time_cache[seconds] = found
+    return found
 
 
 def encode_table(table: Mapping[str, object], depth: int = 0) -> bytes:
@@ -176,7 +184,7 @@ def decode_short_string(raw: bytes, at: int) -> tuple[str, int]:
 def decode_table(raw: bytes, at: int = 0) -> tuple[dict[str, object], int]:
     """The table at `at`, and where it ends. Raises DecodeError, whatever the bytes."""
     try:
-        return _decode_table(raw, at, len(raw), 0)
+        return read_table(raw, at, len(raw))
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise DecodeError(f"a field table is malformed: {error}") from error
 
@@ -190,27 +198,30 @@ def _block(raw: bytes, at: int, limit: int) -> tuple[int, int]:
     return start, end
 
 
-def _decode_table(raw: bytes, at: int, limit: int, depth: int) -> tuple[dict[str, object], int]:
-    at, end = _block(raw, at, limit)
+def read_table(raw: bytes, at: int, limit: int, depth: int = 0) -> tuple[dict[str, object], int]:
+    """`decode_table` for those who translate struct.error, IndexError and UnicodeDecodeError themselves."""
+    end = at + 4 + _u32(raw, at)[0]
+    if end > limit:
+        raise DecodeError("a length in a field table reaches beyond it")
+    at += 4
     table: dict[str, object] = {}
     while at < end:
-        name_end = at + 1 + raw[at]
-        if name_end >= end:
-            raise DecodeError("a name in a field table reaches beyond it")
-        name = raw[at + 1 : name_end].decode()
-        if raw[name_end] == _TEXT:
-            start = name_end + 5
-            at = start + _u32(raw, name_end + 1)[0]
-            if at > end:
-                raise DecodeError("a value in a field table reaches beyond it")
+        kind_at = at + 1 + raw[at]
+        name = raw[at + 1 : kind_at].decode()
+        kind = raw[kind_at]
+        if kind == _TEXT:
+            start = kind_at + 5
+            at = start + _u32(raw, kind_at + 1)[0]
             try:
                 table[name] = raw[start:at].decode()
             except UnicodeDecodeError:
                 table[name] = raw[start:at]
-        elif raw[name_end] == _INT64 and name_end + 9 <= end:
-            table[name], at = _i64(raw, name_end + 1)[0], name_end + 9
+        elif kind == _INT64:
+            table[name], at = _i64(raw, kind_at + 1)[0], kind_at + 9
         else:
-            table[name], at = _decode_value(raw, name_end, end, depth)
+            table[name], at = _decode_value(raw, kind_at, end, depth)
+    if at != end:  # whatever reached too far, reached beyond the end
+        raise DecodeError("a name or value in a field table reaches beyond it")
     return table, end
 
 
@@ -243,7 +254,7 @@ def _decode_value(raw: bytes, at: int, limit: int, depth: int) -> tuple[object, 
     elif depth >= DEPTH_MAX:
         raise DecodeError(f"a table is nested deeper than {DEPTH_MAX}")
     elif kind == _TABLE:
-        value, end = _decode_table(raw, at, limit, depth + 1)
+        value, end = read_table(raw, at, limit, depth + 1)
     elif kind == _ARRAY:
         value, end = _decode_array(raw, at, limit, depth + 1)
     else:

@@ -47,7 +47,7 @@ def migrate(app: AppOption = "") -> None:
 async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) -> None:
     async with program.working(queues=queues) as working:
         log.info("worker started", instance=working.producer.instance, queues=list(working.queues))
-        await service.until_stopped(stop, working.worker.crashed, working.consumer.failed, working.producer.failed)
+        await service.until_stopped(stop, working.worker.crashed, working.consumer.failed, *working.producer.failures)
         log.info("worker draining", unsettled=working.worker.busy)
     log.info("worker stopped")
 
@@ -55,5 +55,5 @@ async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) 
 async def _relay(program: Hopline, stop: asyncio.Event) -> None:
     async with program.producing(role="relay") as producer:
         log.info("relay started", instance=producer.instance)
-        await service.until_stopped(stop, producer.failed)
+        await service.until_stopped(stop, *producer.failures)
     log.info("relay stopped")
