@@ -7,7 +7,7 @@ is known (sent), it was cancelled, or it is parked. Time is the database's alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -132,10 +132,11 @@ async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tu
     return [_send_of(row) for row in await tx.rows(query, table_rows([{"id": i} for i in ids]))]
 
 
-async def mark_sent(tx: Transaction, ids: Sequence[str]) -> None:
-    """Confirmed: the rows leave the due index. In id order, so that two relays cannot deadlock."""
-    if ids:
-        await tx.execute(_marking(tx.dialect), _id_rows(ids))
+async def mark_sent(tx: Transaction, ages_seconds: Mapping[str, float]) -> None:
+    """Confirmed, each so long ago: the rows leave the due index."""
+    if ages_seconds:
+        rows = [{"id": identifier, "age": round(age, 6)} for identifier, age in sorted(ages_seconds.items())]
+        await tx.execute(_marking(tx.dialect), table_rows(rows))
 
 
 async def mark_unroutable(tx: Transaction, ids: Sequence[str]) -> None:
@@ -176,7 +177,9 @@ def _storing() -> sa.Executable:
 
 @cache
 def _marking(dialect: Dialect) -> sa.Executable:
-    return _unsent(dialect).values(next_at=None, sent_at=now())
+    given = as_table(dialect, {"id": Id, "age": sa.Float()})
+    mine = (outbox.c.id == given.c.id, outbox.c.sent_at.is_(None))
+    return sa.update(outbox).where(*mine).values(next_at=None, sent_at=now(-given.c.age))
 
 
 def _unsent(dialect: Dialect) -> sa.Update:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 
 import structlog
 
@@ -59,7 +61,8 @@ class Relay:
         self._flights: set[asyncio.Task[None]] = set()
         self._leased: set[str] = set()
         """Rows that are being published, to be given up if the process stops before their outcome is known."""
-        self._confirmed: list[str] = []
+        self._confirmed: dict[str, float] = {}
+        """Rows to mark, with the time of their confirm (time.monotonic)."""
         self._to_mark = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -126,14 +129,14 @@ class Relay:
             return None
         riding = self._take_marks()
         try:
-            await outbox.mark_sent(tx, riding)
+            await outbox.mark_sent(tx, _ages(riding))
         except BaseException:
-            self._confirmed += riding
+            self._confirmed.update(riding)
             raise
 
         def land(committed: bool) -> None:
             if not committed:
-                self._confirmed += riding
+                self._confirmed.update(riding)
                 self._to_mark.set()
 
         return land
@@ -159,7 +162,7 @@ class Relay:
             self._free += len(sends)
             sent = [send.id for (send, _), outcome in zip(sends, outcomes, strict=True) if self._is_sent(send, outcome)]
             if sent:
-                self._confirmed += sent
+                self._confirmed.update(dict.fromkeys(sent, time.monotonic()))
                 self._to_mark.set()
         unsent = [
             (*pair, outcome)
@@ -250,14 +253,22 @@ class Relay:
         marks = self._take_marks()
         try:
             async with self._database.transaction() as tx:
-                await outbox.mark_sent(tx, marks)
+                await outbox.mark_sent(tx, _ages(marks))
         except BaseException:
-            self._confirmed += marks
+            self._confirmed.update(marks)
             raise
 
-    def _take_marks(self) -> list[str]:
-        marks, self._confirmed = self._confirmed[:MARKS_PER_TRANSACTION], self._confirmed[MARKS_PER_TRANSACTION:]
+    def _take_marks(self) -> dict[str, float]:
+        marks = dict(islice(self._confirmed.items(), MARKS_PER_TRANSACTION))
+        for identifier in marks:
+            del self._confirmed[identifier]
         return marks
+
+
+def _ages(confirmed: Mapping[str, float]) -> dict[str, float]:
+    """How long ago each confirm came, in seconds."""
+    now = time.monotonic()
+    return {identifier: now - at for identifier, at in confirmed.items()}
 
 
 def publish_of(send: Send) -> Publish:

@@ -81,7 +81,7 @@ outbox = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("sends", sa.Integer, nullable=False, doc="sends that RabbitMQ returned or refused"),
     sa.Column("next_at", UtcTime, doc="due time and lease in one; NULL: sent or cancelled"),
-    sa.Column("sent_at", UtcTime, doc="when the confirm was stored; NULL with next_at NULL: cancelled"),
+    sa.Column("sent_at", UtcTime, doc="when the confirm came; NULL with next_at NULL: cancelled"),
 )
 sa.Index(
     "hopline_outbox_due",

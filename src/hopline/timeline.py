@@ -2,8 +2,7 @@
 
 It is read from the engine's tables only, in one snapshot, so it says what happened and not what should have.
 A flow is all messages with the key, and whatever was caused by them. Times: a message's creation and an
-attempt's times are the process's clock, everything else is the database's. A confirm shows when it was stored,
-in a batch: often after the delivery that it preceded.
+attempt's times are the process's clock, everything else is the database's.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ async def timeline(database: Database, key: str) -> list[Step]:
     return sorted(steps, key=_place)
 
 
-_CAUSES_FIRST = ("request", "message", "attempt", "outbox", "done", "dead-letter", "cancelled", "confirm")
+_CAUSES_FIRST = ("request", "message", "attempt", "outbox", "confirm", "done", "dead-letter", "cancelled")
 
 
 def _place(step: Step) -> tuple[datetime, int]:
@@ -88,9 +87,7 @@ def _sent(row: sa.Row[Any], type_name: str) -> list[Step]:
     failures = f", {row.sends} failed sends" if row.sends else ""
     steps = [Step(id_time(row.id), "outbox", row.message_id, type_name, f"stored {to}{which}{failures}")]
     if row.sent_at is not None:
-        steps.append(
-            Step(row.sent_at, "confirm", row.message_id, type_name, f"confirmed by RabbitMQ and marked{which}")
-        )
+        steps.append(Step(row.sent_at, "confirm", row.message_id, type_name, f"confirmed by RabbitMQ{which}"))
     elif row.next_at is not None:
         steps[0] = Step(
             id_time(row.id),
