@@ -31,9 +31,15 @@ class NodeFactory(Protocol):
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def rabbitmq_installed() -> None:
+    """For a test that starts nodes by itself."""
+    if find_sbin() is None:
+        pytest.skip("RabbitMQ is not installed (./dev test installs it where it may)")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(rabbitmq_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A running node that all tests share: use fresh names on it, or `broker_url`; never stop it."""
-    _require_rabbitmq()
     node = Node(tmp_path_factory.mktemp("rabbitmq"))
     node.start()
     yield node
@@ -41,9 +47,8 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 @pytest.fixture
-def rabbitmq_node(tmp_path: Path) -> Iterator[NodeFactory]:
+def rabbitmq_node(rabbitmq_installed: None, tmp_path: Path) -> Iterator[NodeFactory]:
     """Makes nodes of the test's own, to kill, pause and restart (about 2.5 s each)."""
-    _require_rabbitmq()
     nodes: list[Node] = []
 
     def make(*, start: bool = True, port: int | None = None, management: bool = True) -> Node:
@@ -104,11 +109,6 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of a fresh, empty database: the test runs once on SQLite and once on Postgres."""
     url: str = request.getfixturevalue(f"{request.param}_database_url")
     return url
-
-
-def _require_rabbitmq() -> None:
-    if find_sbin() is None:
-        pytest.skip("RabbitMQ is not installed (./dev test installs it where it may)")
 
 
 def _discard(node: Node) -> None:

@@ -20,10 +20,10 @@ from litestar import Litestar, Request, Response, get, post
 from litestar.exceptions import NotFoundException
 
 from hopline import DatabaseError, Hopline, IdempotentRequest, Producer, Remembered, new_id, request_hash
-from orders import docs, problems, store
-from orders.domain import check_customer, check_lines, money
+from orders import docs, placing, problems, store
+from orders.domain import Customer, Line, Reason, Refused, check_customer, check_lines, money
+from orders.placing import NewOrder, NewUser, Placed
 from orders.problems import BODY_BYTES, IDEMPOTENCY_KEY, REQUEST_ID, BadRequest, request_id
-from orders.store import NewOrder, NewUser, Placed
 
 READY_SECONDS = 2.0
 """How long /readyz waits for the database."""
@@ -33,7 +33,6 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _JSON = re.compile(r"application/(?:[a-z0-9.+-]+\+)?json *(?:;.*)?", re.IGNORECASE)
 
 Body = TypeVar("Body")
-New = TypeVar("New", NewOrder, NewUser)
 Http = Request[Any, Any, Any]
 
 
@@ -69,10 +68,10 @@ class Desk:
     def __init__(self, producer: Producer) -> None:
         self.producer = producer
         self.place_order: Callable[[NewOrder], Awaitable[Placed | Remembered]] = producer.group(
-            store.place_orders, read_back=store.read_back_orders
+            placing.place_orders, read_back=placing.read_back_orders
         )
         self.place_user: Callable[[NewUser], Awaitable[Placed | Remembered]] = producer.group(
-            store.place_users, read_back=store.read_back_users
+            placing.place_users, read_back=placing.read_back_users
         )
 
 
@@ -100,17 +99,17 @@ def create_app(app: Hopline) -> Litestar:
 async def place_order(request: Http) -> Response[bytes]:
     """Place an order. 202: it is stored and will be confirmed or rejected; `Location` says where to look."""
     body = await _decoded(request, _order_decoder)
-    lines = check_lines([(line.sku, line.quantity, bytes(line.unit_price)) for line in body.lines])
-    customer = check_customer(body.customer.email, body.customer.name)
+    customer, lines = _checked(body)
     identifier = new_id()
-    order = NewOrder(identifier, customer, lines, _origin(request), _idempotency(request, body, identifier))
+    canonical = [customer, [(line.sku, line.quantity, line.unit_price.normalize()) for line in lines]]
+    order = NewOrder(identifier, customer, lines, _origin(request), _idempotency(request, canonical, identifier))
     return _accepted(request, await _desk(request).place_order(order))
 
 
 @get("/orders/{order_id:str}")
-async def show_order(request: Http, order_id: str) -> Response[bytes]:
+async def show_order(request: Http) -> Response[bytes]:
     """An order's state, the reasons if it was rejected, and when what happened."""
-    row = await store.find_order(_desk(request).producer.database, _known(order_id, "order"))
+    row = await store.find_order(_desk(request).producer.database, _known(request.path_params["order_id"], "order"))
     if row is None:
         raise NotFoundException("there is no such order")
     total = {"lines": row.lines, "total": money(row.total_cents)}
@@ -123,14 +122,14 @@ async def register_user(request: Http) -> Response[bytes]:
     body = await _decoded(request, _user_decoder)
     customer = check_customer(body.email, body.name, place="")
     identifier = new_id()
-    user = NewUser(identifier, customer, _origin(request), _idempotency(request, body, identifier))
+    user = NewUser(identifier, customer, _origin(request), _idempotency(request, customer, identifier))
     return _accepted(request, await _desk(request).place_user(user))
 
 
 @get("/users/{user_id:str}")
-async def show_user(request: Http, user_id: str) -> Response[bytes]:
+async def show_user(request: Http) -> Response[bytes]:
     """A registration's state: accepted, then registered, or refused with the reason."""
-    row = await store.find_user(_desk(request).producer.database, _known(user_id, "user"))
+    row = await store.find_user(_desk(request).producer.database, _known(request.path_params["user_id"], "user"))
     if row is None:
         raise NotFoundException("there is no such user")
     return _json(request, {"id": row.id, "state": row.state, "reasons": row.reasons, "history": _history(row)})
@@ -144,7 +143,7 @@ async def livez(request: Http) -> Response[bytes]:
 
 @get("/readyz")
 async def readyz(request: Http) -> Response[bytes]:
-    """Whether orders can be accepted now. A broker that is down is told but does not matter until the outbox is full."""
+    """Whether orders can be accepted now. A broker that is down matters only when the outbox is full."""
     producer = _desk(request).producer
     why = ""
     try:
@@ -173,19 +172,40 @@ async def _decoded(request: Http, decoder: msgspec.json.Decoder[Body]) -> Body:
         raise problems.unreadable(error) from None
 
 
+def _checked(body: OrderBody) -> tuple[Customer, list[Line]]:
+    """The parts of an order by the rules of the edge; Refused with the faults of both."""
+    faults: list[Reason] = []
+    customer: Customer | None = None
+    lines: list[Line] = []
+    try:
+        customer = check_customer(body.customer.email, body.customer.name)
+    except Refused as refused:
+        faults += refused.reasons
+    try:
+        lines = check_lines([(line.sku, line.quantity, bytes(line.unit_price)) for line in body.lines])
+    except Refused as refused:
+        faults += refused.reasons
+    if customer is None or faults:
+        raise Refused(faults)
+    return customer, lines
+
+
 def _origin(request: Http) -> str:
     return f"{request.scope['method']} {request.scope['path']} {request_id(request)}"
 
 
-def _idempotency(request: Http, body: msgspec.Struct, identifier: str) -> IdempotentRequest | None:
-    """The request's key, if it has one. There are no callers to tell apart yet, so the scope is the route."""
+def _idempotency(request: Http, canonical: object, identifier: str) -> IdempotentRequest | None:
+    """The request's key, if it has one, with the hash of what it asks for, however it is laid out.
+
+    There are no callers to tell apart yet, so the scope is the route.
+    """
     key = request.headers.get(IDEMPOTENCY_KEY)
     if key is None:
         return None
     if not _KEY.fullmatch(key):
         raise BadRequest(400, "idempotency-key", f"an {IDEMPOTENCY_KEY} has 1 to 255 visible ASCII characters")
     scope = f"anyone {request.scope['path']}"
-    return IdempotentRequest(scope, key, request_hash(msgspec.json.encode(body)), identifier)
+    return IdempotentRequest(scope, key, request_hash(msgspec.json.encode(canonical)), identifier)
 
 
 def _accepted(request: Http, result: Placed | Remembered) -> Response[bytes]:

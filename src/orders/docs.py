@@ -80,7 +80,9 @@ SCHEMAS: Json = {
         "lines",
         strict=True,
     ),
-    "Accepted": _object({"id": _text(format="uuid"), "state": {"const": "accepted"}, "url": _text()}, "id", "state", "url"),
+    "Accepted": _object(
+        {"id": _text(format="uuid"), "state": {"const": "accepted"}, "url": _text()}, "id", "state", "url"
+    ),
     "Reason": _object(
         {
             "code": _text(description="For programs."),
@@ -233,7 +235,7 @@ async def openapi_json() -> Response[bytes]:
 async def page() -> Response[bytes]:
     """The page for people."""
     headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-    return Response(_page(), media_type="text/html; charset=utf-8", headers=headers)
+    return Response(_page(), media_type="text/html", headers=headers)
 
 
 @cache

@@ -7,9 +7,9 @@ the catalogue and the stock can tell. Nothing else refuses, and neither ever dro
 |---|---|---|---|
 | no lines, or more than 500 | edge | 422 | `lines-missing`, `lines-too-many` |
 | a quantity below 1 or over 999,999 | edge | 422 | `quantity-out-of-range` |
-| a price that is negative, over 999,999.99999999, or no plain decimal number | edge | 422 | `price-negative`, `price-malformed` |
+| a negative price; one that is no plain number below a million | edge | 422 | `price-negative`, `price-malformed` |
 | a SKU that is no SKU (1 to 64 of A-Z a-z 0-9 . _ -) | edge | 422 | `sku-malformed` |
-| an e-mail address that cannot be one, a name with control characters | edge | 422 | `email-malformed`, `name-malformed` |
+| no e-mail address; a name with control characters | edge | 422 | `email-malformed`, `name-malformed` |
 | a product that the catalogue does not have | worker | rejected | `unknown-product` |
 | a product without a list price (fuel, coupons: sold by other rules) | worker | rejected | `no-list-price` |
 | a price of 0 | worker | rejected | `price-zero` |
@@ -73,14 +73,14 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Customer(msgspec.Struct, frozen=True, gc=False):
     """Who orders. `email` is normalised; `name` may be empty. A message that holds anything else does not decode."""
 
-    email: Annotated[str, msgspec.Meta(max_length=MAX_EMAIL_CHARACTERS, pattern=r"^[\x21-\x7e]+@[\x21-\x7e]+$")]
-    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    email: Annotated[str, msgspec.Meta(max_length=MAX_EMAIL_CHARACTERS, pattern=r"^[!-;=?-~]+@[!-;=?-~]+\Z")]
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*\Z")] = ""
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
     """One line of an order, with the unit price that the customer saw."""
 
-    sku: Annotated[str, msgspec.Meta(pattern=f"^{SKU_PATTERN}$")]
+    sku: Annotated[str, msgspec.Meta(pattern=rf"^{SKU_PATTERN}\Z")]
     quantity: int
     unit_price: Decimal
 
@@ -189,6 +189,19 @@ def _line_faults(index: int, sku: str, quantity: int, price: Decimal | None) -> 
     return faults
 
 
+def product(sku: str, name: str, list_price: Decimal | None, on_hand: int) -> Product:
+    """A product for the catalogue, checked; a list price of 0 is none. ValueError says what is wrong."""
+    if not _SKU.fullmatch(sku):
+        raise ValueError(f"{sku[:100]!r} is no SKU")
+    if on_hand < 0:
+        raise ValueError(f"on_hand is {on_hand}")
+    if list_price is not None and parse_price(f"{list_price:f}".encode()) is None:
+        raise ValueError(f"{_short(list_price)} is no price with at most {PRICE_PLACES} places below a million")
+    if list_price is not None and list_price < 0:
+        raise ValueError(f"the price {list_price} is negative")
+    return Product(sku, name[:MAX_NAME_CHARACTERS], list_price or None, on_hand)
+
+
 def check_customer(email: str, name: str, *, place: str = "/customer") -> Customer:
     """A customer with a normalised address; Refused with every fault there is."""
     faults = []
@@ -238,7 +251,7 @@ def _validated(email: str) -> str:
     if len(email) > MAX_EMAIL_CHARACTERS:
         raise ValueError(f"it has more than {MAX_EMAIL_CHARACTERS} characters")
     try:
-        valid = validate_email(email, check_deliverability=False, allow_smtputf8=False)
+        valid = validate_email(email, check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
         raise ValueError(str(error)) from None
     assert valid.ascii_email is not None  # it always is without SMTPUTF8
@@ -286,7 +299,7 @@ def _fair(line: Line, product: Product) -> bool:
         listed is not None
         and 1 <= line.quantity <= MAX_QUANTITY
         and price.is_finite()
-        and 0 < price
+        and price > 0
         and listed * LOWEST_PRICE_PART <= price <= listed * HIGHEST_PRICE_PART
     )
 
@@ -299,12 +312,12 @@ def _objection(number: int, line: Line, product: Product | None) -> Reason:
     if product.list_price is None:
         detail = f"line {number}: {product.name} ({line.sku}) has no list price and cannot be ordered"
         return Reason("no-list-price", detail, number)
-    if line.unit_price == 0:
+    if line.unit_price.is_zero():
         return Reason("price-zero", f"line {number}: {product.name} ({line.sku}) is not free", number)
     low, high = product.list_price * LOWEST_PRICE_PART, product.list_price * HIGHEST_PRICE_PART
     detail = (
-        f"line {number}: the unit price {_short(line.unit_price)} of {product.name} ({line.sku}) is outside {low:.3f} to "
-        f"{high:.2f}, a tenth to four times its list price {product.list_price}"
+        f"line {number}: the unit price {_short(line.unit_price)} of {product.name} ({line.sku}) is outside "
+        f"{low:.3f} to {high:.2f}, a tenth to four times its list price {product.list_price}"
     )
     return Reason("price-disagrees", detail, number)
 

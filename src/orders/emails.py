@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-
 from hopline import Dead, Done, Envelope, Handlers, RetryPolicy
 from orders import letters
 from orders.domain import Customer

@@ -6,7 +6,7 @@ Every order ends here as confirmed or rejected, in the same transaction that say
 from __future__ import annotations
 
 from hopline import Done, Handlers, Transaction
-from orders import store
+from orders import deciding
 from orders.messages import OrderConfirmed, OrderPlaced, OrderRejected, UserRegistered, UserWelcomed
 
 handlers = Handlers()
@@ -17,11 +17,11 @@ async def decide(orders: list[OrderPlaced], tx: Transaction) -> list[OrderConfir
     """Confirms each order and reserves its stock, or rejects it with reasons."""
     return [
         Done(f"was {result} already") if isinstance(result, str) else result
-        for result in await store.decide(tx, orders)
+        for result in await deciding.decide(tx, orders)
     ]
 
 
 @handlers.on("users")
 async def register(users: list[UserRegistered], tx: Transaction) -> list[UserWelcomed | Done]:
     """Opens an account for each address that has none."""
-    return [Done(result) if isinstance(result, str) else result for result in await store.register(tx, users)]
+    return [Done(result) if isinstance(result, str) else result for result in await deciding.register(tx, users)]

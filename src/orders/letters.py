@@ -37,7 +37,7 @@ _FRAME = (
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("orders"),
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",), default_for_string=True),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -108,7 +108,7 @@ def _to(name: str, email: str) -> str:
     """The To header's value, folded after the name so that no line gets too long."""
     if not name:
         return email
-    if not name.isascii():
+    if not name.isascii() or "=?" in name:  # or it would be read as an encoded word
         return f"{Header(name, 'utf-8', header_name='To').encode(linesep=_CRLF)}{_CRLF} <{email}>"
     # Header and formataddr let CR and LF of an ASCII name through; no message with one decodes, but this is the gate.
     if not name.isprintable():
@@ -124,6 +124,4 @@ def _part(subtype: str, content: str) -> str:
     else:
         encoding = "base64"
         body = base64.encodebytes(_CRLF.join(lines).encode()).decode().rstrip("\n").replace("\n", _CRLF)
-    return (
-        f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n{body}'
-    )
+    return f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n{body}'

@@ -106,7 +106,7 @@ class _Handler:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
         content = envelope.content
         assert isinstance(content, bytes)
         headers = _headers(content)
@@ -178,7 +178,7 @@ class _Server(SMTP):
         else:
             self.envelope.content = self.envelope.original_content = content
             answer = await self._call_handler_hook("DATA")
-        self._set_post_data_state()
+        self._set_post_data_state()  # type: ignore[no-untyped-call]
         await self.push(answer)
 
     async def _content(self) -> bytes | None:
@@ -186,7 +186,7 @@ class _Server(SMTP):
 
         The end is a line that is a dot, its own line break and the one before it CR LF: a bare LF ends nothing.
         """
-        mail = b"\r\n"  # the end of the line with the command: an empty mail is a dot at once
+        mail = bytearray(b"\r\n")  # the end of the line with the command: an empty mail is a dot at once
         too_large = False
         while not mail.endswith(_END):
             try:
@@ -195,10 +195,10 @@ class _Server(SMTP):
                 mail += await self._reader.read(error.consumed)
             if len(mail) > LIMIT_BYTES:
                 too_large = True
-                mail = mail[-len(_END) :]  # the end may have begun in it
+                del mail[: -len(_END)]  # the end may have begun in it
         if too_large:
             return None
-        content = mail[2 : -len(_END) + 2]
+        content = bytes(mail[2 : -len(_END) + 2])
         return _STUFFED.sub(rb"\1", content) if b"\r\n." in content or content.startswith(b".") else content
 
 

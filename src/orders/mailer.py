@@ -48,7 +48,9 @@ class Mailer:
     def __init__(self, url: str = DEFAULT_URL, sender: str = DEFAULT_FROM, *, connections: int = CONNECTIONS) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("smtp", "smtp+starttls", "smtps") or not parts.hostname:
-            raise UsageError(f"ORDERS_SMTP_URL is smtp://, smtp+starttls:// or smtps://[USER:PASSWORD@]HOST[:PORT], not {url!r}")
+            raise UsageError(
+                f"ORDERS_SMTP_URL is smtp://, smtp+starttls:// or smtps://[USER:PASSWORD@]HOST[:PORT], not {url!r}"
+            )
         self._host = parts.hostname
         self._port = parts.port or {"smtp": 25, "smtp+starttls": 587, "smtps": 465}[parts.scheme]
         self._scheme = parts.scheme
@@ -88,7 +90,7 @@ class Mailer:
             async with self._slot():
                 return await self._send(to, mail)
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
-            raise MailUnavailable(f"{self._host}:{self._port}: {error or type(error).__name__}") from error
+            raise MailUnavailable(f"{self._host}:{self._port}: {str(error) or type(error).__name__}") from error
 
     async def _send(self, to: str, mail: bytes) -> str:
         while self._idle:

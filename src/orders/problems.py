@@ -112,7 +112,9 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
             headers["Retry-After"] = "1"
         case DatabaseContention() if IDEMPOTENCY_KEY in request.headers:
             status, code = 409, "in-progress"
-            detail = f"another request with this {IDEMPOTENCY_KEY} seems to be in progress; nothing was stored by this one"
+            detail = (
+                f"another request with this {IDEMPOTENCY_KEY} seems to be in progress; nothing was stored by this one"
+            )
             headers["Retry-After"] = "1"
         case DatabaseError():
             status, code, detail = 503, "database-unavailable", "the database cannot be used now; nothing was stored"

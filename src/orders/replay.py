@@ -24,8 +24,9 @@ from orders.dataset import Basket
 
 CONCURRENCY = 32
 TRIES = 1_000
+"""Of one basket, whatever happens to the others."""
 DEADLINE_SECONDS = 120.0
-"""For all tries of one basket: longer than a broker or an API takes to come back."""
+"""Without an answer that counts, to any basket: longer than a broker or an API takes to come back."""
 REQUEST_SECONDS = 30.0
 PAUSE_CAP_SECONDS = 2.0
 _AGAIN = frozenset({409, 429, 502, 503, 504})
@@ -121,12 +122,13 @@ async def replay(
     the keys of two runs with the same baskets; give the same one to go on with an interrupted run.
     """
     pacer = _Pacer(baskets, rate)
+    contact = _Contact()
     done: list[Sent] = []
     key_prefix = run_id or new_id()
 
     async def send_on(session: aiohttp.ClientSession) -> None:
         while (basket := await pacer.next()) is not None:
-            sent = await _deliver(session, f"{url.rstrip('/')}/orders", basket, f"{key_prefix}-{basket.id}")
+            sent = await _deliver(session, contact, f"{url.rstrip('/')}/orders", basket, f"{key_prefix}-{basket.id}")
             done.append(sent)
             if record is not None:
                 record.add(sent)
@@ -136,10 +138,12 @@ async def replay(
     connector = aiohttp.TCPConnector(limit=concurrency)
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
     cookies = aiohttp.DummyCookieJar()
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=cookies) as session:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(send_on(session))
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=cookies) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(concurrency):
+            group.create_task(send_on(session))
     return done
 
 
@@ -161,16 +165,25 @@ class _Pacer:
         return basket
 
 
-async def _deliver(session: aiohttp.ClientSession, url: str, basket: Basket, key: str) -> Sent:
-    """Tries until there is an answer that counts, or the deadline is over."""
+class _Contact:
+    """When an answer that counts came last: an API that is gone for good is waited for once, not once a basket."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+
+async def _deliver(session: aiohttp.ClientSession, contact: _Contact, url: str, basket: Basket, key: str) -> Sent:
+    """Tries until there is an answer that counts, or there was none at all for the length of the deadline."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-    deadline = time.monotonic() + DEADLINE_SECONDS
     pause, tries = 0.05, 0
     started_at = utcnow()
     while True:
         tries += 1
         sent = await _try(session, url, basket, headers, tries, started_at)
-        if (sent.status and sent.status not in _AGAIN) or tries >= TRIES or time.monotonic() + pause > deadline:
+        if sent.status and sent.status not in _AGAIN:
+            contact.last = time.monotonic()
+            return sent
+        if tries >= TRIES or time.monotonic() + pause > contact.last + DEADLINE_SECONDS:
             return sent
         await asyncio.sleep(pause)
         pause = min(PAUSE_CAP_SECONDS, pause * 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -137,13 +136,15 @@ async def test_what_was_confirmed_survives_kill_minus_9_on_the_same_url(rabbitmq
     assert processes_of(node.folder) == []
 
 
-def test_an_epmd_that_the_vm_started_instead_of_a_lost_one_is_stopped_too(rabbitmq_node: NodeFactory) -> None:
+def test_an_epmd_that_the_vm_started_in_place_of_a_lost_one_is_stopped_too(rabbitmq_node: NodeFactory) -> None:
     node = rabbitmq_node(management=False)
     assert node._epmd is not None
-
     node._epmd.kill()
     node._epmd.wait()
-    wait_until_sync(lambda: hopline.node._answers(node.ports["epmd"]), deadline_seconds=100)
+    program = hopline.node._find_program("epmd")
+    assert program is not None
+    subprocess.run([program, "-daemon"], env=node._environment(), check=True)  # the VM does this, once a minute
+
     node.stop()
 
     assert processes_of(node.folder) == []
@@ -173,6 +174,7 @@ async def test_a_paused_node_says_nothing_until_it_is_resumed(rabbitmq_node: Nod
     assert await count_of(node.url, "orders") == 0
 
 
+@pytest.mark.usefixtures("rabbitmq_installed")
 async def test_what_a_killed_owner_left_running_is_stopped_and_its_data_kept(tmp_path: Path) -> None:
     folder = tmp_path / "a folder with spaces" / ("and a long name " * 8).strip()
     with owner_of(folder) as owner:
@@ -199,7 +201,10 @@ def test_the_folder_of_a_living_owner_is_refused(rabbitmq: Node) -> None:
 
 
 def test_a_reused_pid_is_never_signalled(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+    command = [sys.executable, "-c", "print('ready', flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bystander:
+        assert bystander.stdout is not None
+        assert bystander.stdout.readline() == "ready\n"
         (tmp_path / "pid").write_text(f"{bystander.pid}\n")
         node = Node(tmp_path)
 
@@ -207,7 +212,7 @@ def test_a_reused_pid_is_never_signalled(tmp_path: Path) -> None:
 
         assert node.pid is None
         assert bystander.poll() is None
-        bystander.send_signal(signal.SIGTERM)
+        bystander.kill()
 
 
 async def test_a_port_lost_to_another_broker_is_noticed_and_replaced(
@@ -248,6 +253,7 @@ def test_ctl_says_what_rabbitmqctl_said(rabbitmq: Node) -> None:
         rabbitmq.ctl("no_such_command")
 
 
+@pytest.mark.usefixtures("rabbitmq_installed")
 def test_a_node_needs_no_root() -> None:
     nobody = 65534
     code = "import os, sys, encodings.idna, hopline\n"  # what Python would load later may be closed to nobody

@@ -34,9 +34,10 @@ def test_what_is_encoded_decodes_to_the_same(made: Made) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_are_undecodable(body: bytes) -> None:
     try:
-        assert isinstance(decode(type_of(Made), body), Made)
-    except Undecodable as error:
-        assert "thing.made" in str(error)
+        decoded = decode(type_of(Made), body)
+    except Undecodable:
+        return
+    assert isinstance(decoded, Made)
 
 
 @pytest.mark.parametrize(

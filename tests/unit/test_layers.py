@@ -33,6 +33,7 @@ ORDERS = """
     domain
     docs mailbox mailer messages problems
     letters store
+    deciding placing
     api catalogue emails handlers
     dataset wiring
     replay stack

@@ -1,12 +1,14 @@
 """A connection, a channel and queues on the shared node; every name is new, so tests do not meet each other."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+import uvloop
 
 from hopline import Node
 from hopline.amqp import Channel, Connection, Outgoing, Properties, connect
@@ -55,3 +57,8 @@ def message() -> Callable[..., Outgoing]:
         return Outgoing(exchange, routing_key, Properties(**fields), body)
 
     return make
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """uvloop, as in production; the unit tests run on both loops."""
+    return {"uvloop": uvloop.new_event_loop}

@@ -1,8 +1,8 @@
 """A TCP proxy between client and node that cuts, delays, garbles and resets.
 
-    async with Proxy(node.url) as proxy:
-        connection = await connect(proxy.url)
-        proxy.reset()
+async with Proxy(node.url) as proxy:
+    connection = await connect(proxy.url)
+    proxy.reset()
 """
 
 import asyncio
@@ -70,20 +70,17 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(*self._target)
         self._writers += (writer, server_writer)
-        for source, target, change in (
-            (reader, server_writer, lambda data: self.to_server(data)),
-            (server_reader, writer, lambda data: self.to_client(data)),
-        ):
-            task = asyncio.create_task(self._pump(source, target, change))
-            self._tasks.add(task)
+        for source, target, direction in ((reader, server_writer, "to_server"), (server_reader, writer, "to_client")):
+            self._tasks.add(asyncio.create_task(self._pump(source, target, direction)))
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, change: Change) -> None:
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, direction: str) -> None:
         try:
             while data := await source.read(1 << 16):
                 await self._flowing.wait()
-                data = change(data)
-                for at in range(0, len(data), self.piece_bytes):
-                    target.write(data[at : at + self.piece_bytes])
+                change: Change = getattr(self, direction)
+                changed = change(data)
+                for at in range(0, len(changed), self.piece_bytes):
+                    target.write(changed[at : at + self.piece_bytes])
                     await target.drain()
         except ConnectionError:
             return

@@ -80,9 +80,16 @@ class Peer:
             bodies.append(body)
         return bodies
 
-    def deliver(self, tag: int, body: bytes, consumer_tag: str, *, channel: int = 1) -> None:
-        self.send(commands.Basic.Deliver(consumer_tag, tag, False, "exchange", "key"), channel)
-        self.content(body, channel)
+    def deliver(self, tag: int, body: bytes, *consumer_tags: str) -> None:
+        """A delivery on channel 1 for each consumer, in one write, with tags from `tag` on."""
+        self.send_raw(
+            b"".join(
+                frame.marshal(commands.Basic.Deliver(consumer_tag, tag + index, False, "exchange", "key"), 1)
+                + frame.marshal(header.ContentHeader(0, len(body), commands.Basic.Properties()), 1)
+                + frame.marshal(ContentBody(body), 1)
+                for index, consumer_tag in enumerate(consumer_tags)
+            )
+        )
 
     def content(self, body: bytes, channel: int = 1, properties: commands.Basic.Properties | None = None) -> None:
         self.send(header.ContentHeader(0, len(body), properties or commands.Basic.Properties()), channel)

@@ -243,6 +243,43 @@ async def test_a_callback_that_raises_is_reported_and_closes_its_channel_only() 
     assert [type(error) for error in reported] == [KeyError]
 
 
+async def test_a_callback_that_raises_ends_its_channels_other_consumers_too() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    received: list[Delivery] = []
+
+    async def script(peer: Peer) -> None:
+        for tag in ("bad", "other"):
+            await peer.expect(commands.Basic.Consume)
+            peer.send(commands.Basic.ConsumeOk(tag), 1)
+        await peer.expect(commands.Basic.Qos)
+        peer.send(commands.Basic.QosOk(), 1)
+        peer.deliver(1, b"body", "bad", "other")
+        await peer.expect(commands.Channel.Close)
+        peer.send(commands.Channel.CloseOk(), 1)
+
+    def on_deliveries(deliveries: list[Delivery]) -> None:
+        raise KeyError("bug")
+
+    async with open_channel(script) as channel:
+        await channel.consume("q", on_deliveries, consumer_tag="bad")
+        await channel.consume("q", received.extend, consumer_tag="other")
+        await channel.qos(1)
+        await asyncio.wait_for(channel.wait_closed(), 10)
+
+    assert received == []
+
+
+async def test_an_argument_table_that_does_not_fit_into_a_frame_is_refused() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.expect(commands.Queue.Declare)
+        peer.send(commands.Queue.DeclareOk("q", 0, 0), 1)
+
+    async with open_channel(script) as channel:
+        with pytest.raises(EncodeError):
+            await channel.declare_queue("q", arguments={"x": "y" * 200_000})
+        await channel.declare_queue("q")
+
+
 async def test_a_cancel_by_the_server_is_told_once() -> None:
     told: list[str] = []
 
@@ -320,6 +357,9 @@ async def test_whatever_ends_the_channel_makes_the_rest_unknown(how: Any) -> Non
         outcomes = await channel.publish([message()] * 3)
         assert channel.closed
         assert await channel.publish([message()]) == [Published.UNKNOWN]
+        for settle in (channel.ack, channel.nack, channel.reject):
+            with pytest.raises(ChannelClosed):
+                settle(1)
         if how == "channel":
             assert isinstance(channel.close_reason, NotFound)
 

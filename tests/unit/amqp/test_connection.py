@@ -69,6 +69,7 @@ async def test_the_heartbeat_is_ours_unless_theirs_is_shorter(ours: Any, theirs:
     async with scripted(script) as url:
         connection = await connect(url, heartbeat_seconds=ours)
         assert connection.heartbeat_seconds == agreed
+        assert (connection._transport._timer is not None) == (agreed > 0)
         await connection.close()
 
 

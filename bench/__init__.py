@@ -1,0 +1,1 @@
+"""Benchmarks: `./dev bench NAME`. Each one is a module with `main(arguments)`."""

@@ -1,0 +1,206 @@
+"""What the worker writes: decisions, set-based. A handful of statements a group, never one an order or a line.
+
+Order of locks: orders (or e-mail addresses) by key, then products by SKU. Between lock and update everything is
+decided in memory, by `domain.reserve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+
+import msgspec
+import sqlalchemy as sa
+
+from hopline import Transaction, as_table, insert, now, table_rows
+from orders.domain import Product, Reason, reserve, total_cents
+from orders.messages import ConfirmedLine, OrderConfirmed, OrderPlaced, OrderRejected, UserRegistered, UserWelcomed
+from orders.store import (
+    ACCEPTED,
+    CONFIRMED,
+    REFUSED,
+    REGISTERED,
+    REJECTED,
+    Dialect,
+    Id,
+    as_json,
+    insert_orders,
+    insert_users,
+    orders,
+    products,
+    user_emails,
+    users,
+)
+
+LISTED_LINES = 50
+"""As many lines an email lists; the rest is a number."""
+
+
+async def decide(tx: Transaction, placed: Sequence[OrderPlaced]) -> list[OrderConfirmed | OrderRejected | str]:
+    """Decides a group of orders and reserves their stock; for an order that was decided before, its state.
+
+    Four statements, whatever the number of orders and lines (six if some came by another way than the API).
+    """
+    states = await _lock_orders(tx, placed)
+    first = {order.order_id: order for order in reversed(placed) if states[order.order_id] == ACCEPTED}
+    still_open = list(reversed(first.values()))
+    shelf = await _lock_products(tx, {line.sku for order in still_open for line in order.lines})
+    reservation = reserve(still_open, shelf)
+    reasons = {order.order_id: why for order, why in zip(still_open, reservation.reasons, strict=True)}
+    await _take(tx, reservation.taken)
+    await _set_states(tx, orders, reasons, CONFIRMED, REJECTED)
+    results: list[OrderConfirmed | OrderRejected | str] = []
+    for order in placed:
+        if states[order.order_id] == ACCEPTED:  # the first message of an order that was not decided before
+            against = reasons[order.order_id]
+            results.append(_decided(order, against, shelf))
+            states[order.order_id] = REJECTED if against else CONFIRMED
+        else:
+            results.append(states[order.order_id])
+    return results
+
+
+async def register(tx: Transaction, registered: Sequence[UserRegistered]) -> list[UserWelcomed | str]:
+    """Decides a group of registrations: the first for an address gets the account; for the others, why nothing is done.
+
+    An address that has an account is left as it is and gets no mail: else anybody could make this program write
+    to anybody, by registering them again and again. The refused registration says why at its own URL.
+    """
+    rows = [{"id": user.user_id, "email": user.customer.email, "name": user.customer.name} for user in registered]
+    await insert_users(tx, rows)
+    owners = await _claim_emails(tx, registered)
+    taken = Reason("already-registered", "this e-mail address already has an account; nothing was changed")
+    reasons: dict[str, list[Reason]] = {
+        user.user_id: [] if owners[user.customer.email.lower()] == user.user_id else [taken] for user in registered
+    }
+    decided = await _set_states(tx, users, reasons, REGISTERED, REFUSED)
+    return [_welcomed(user, reasons[user.user_id], user.user_id in decided) for user in registered]
+
+
+def _decided(order: OrderPlaced, against: list[Reason], shelf: Mapping[str, Product]) -> OrderConfirmed | OrderRejected:
+    if against:
+        return OrderRejected(order.order_id, order.customer, against)
+    listed = [
+        ConfirmedLine(shelf[line.sku].name, line.quantity, line.unit_price, line.cents)
+        for line in order.lines[:LISTED_LINES]
+    ]
+    return OrderConfirmed(order.order_id, order.customer, listed, len(order.lines), total_cents(order.lines))
+
+
+def _welcomed(user: UserRegistered, against: list[Reason], decided_now: bool) -> UserWelcomed | str:
+    if against:
+        return "refused: the address has an account"
+    return UserWelcomed(user.user_id, user.customer) if decided_now else "was registered already"
+
+
+async def _lock_orders(tx: Transaction, placed: Sequence[OrderPlaced]) -> dict[str, str]:
+    """The orders' states by id. One that came by another way than the API is stored first."""
+    parameters = table_rows([{"id": order.order_id} for order in placed])
+    states = {row.id: row.state for row in await tx.rows(_locked_orders(tx.dialect), parameters)}
+    missing = {order.order_id: order for order in placed if order.order_id not in states}
+    if missing:
+        rows = [
+            {
+                "id": order.order_id,
+                "email": order.customer.email,
+                "name": order.customer.name,
+                "lines": msgspec.json.encode(order.lines).decode(),
+                "total_cents": order.total_cents,
+            }
+            for order in missing.values()
+        ]
+        await insert_orders(tx, rows)
+        states = {row.id: row.state for row in await tx.rows(_locked_orders(tx.dialect), parameters)}
+    return states
+
+
+async def _lock_products(tx: Transaction, skus: Iterable[str]) -> dict[str, Product]:
+    rows = await tx.rows(_locked_products(tx.dialect), table_rows([{"sku": sku} for sku in skus]))
+    return {sku: Product(sku, name, price, on_hand) for sku, name, price, on_hand in map(tuple, rows)}
+
+
+async def _take(tx: Transaction, taken: Mapping[str, int]) -> None:
+    if taken:
+        rows = [{"sku": sku, "units": units} for sku, units in taken.items()]
+        await tx.execute(_taking(tx.dialect), table_rows(rows))
+
+
+async def _set_states(
+    tx: Transaction, table: sa.Table, reasons: Mapping[str, Sequence[Reason]], good: str, bad: str
+) -> set[str]:
+    """Decides rows by id, `bad` where there are reasons, else `good`; the ids of those that were not decided before."""
+    if not reasons:
+        return set()
+    rows = [
+        {"id": identifier, "state": bad if why else good, "reasons": msgspec.json.encode(why).decode()}
+        for identifier, why in sorted(reasons.items())
+    ]
+    return {row.id for row in await tx.rows(_deciding(tx.dialect, table), table_rows(rows))}
+
+
+async def _claim_emails(tx: Transaction, registered: Sequence[UserRegistered]) -> dict[str, str]:
+    """Whose account each address is, in lower case; claimed in sorted order for those that had none."""
+    claims: dict[str, str] = {}
+    for user in registered:
+        claims.setdefault(user.customer.email.lower(), user.user_id)
+    parameters = table_rows([{"email": email, "user_id": user_id} for email, user_id in claims.items()])
+    await tx.execute(_claiming(tx.dialect), parameters)
+    return {row.email: row.user_id for row in await tx.rows(_owners(tx.dialect), parameters)}
+
+
+# The statements are built once a dialect: building one costs more than running it. FOR UPDATE is Postgres'; on
+# SQLite, whose one writer holds everything from BEGIN IMMEDIATE on, SQLAlchemy leaves it out.
+
+
+@cache
+def _locked_orders(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {"id": Id})
+    return (
+        sa.select(orders.c.id, orders.c.state)
+        .where(orders.c.id.in_(sa.select(given.c.id)))
+        .order_by(orders.c.id)
+        .with_for_update(of=orders)
+    )
+
+
+@cache
+def _locked_products(dialect: Dialect) -> sa.Executable:
+    """In SKU order, so that two groups that share products cannot wait for each other."""
+    given = as_table(dialect, {"sku": sa.Text()})
+    return (
+        sa.select(products.c.sku, products.c.name, products.c.list_price, products.c.on_hand)
+        .where(products.c.sku.in_(sa.select(given.c.sku)))
+        .order_by(products.c.sku)
+        .with_for_update(of=products)
+    )
+
+
+@cache
+def _taking(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {"sku": sa.Text(), "units": sa.BigInteger()})
+    left = products.c.on_hand - given.c.units
+    return sa.update(products).where(products.c.sku == given.c.sku).values(on_hand=left)
+
+
+@cache
+def _deciding(dialect: Dialect, table: sa.Table) -> sa.Executable:
+    given = as_table(dialect, {"id": Id, "state": sa.Text(), "reasons": sa.Text()})
+    return (
+        sa.update(table)
+        .where(table.c.id == given.c.id, table.c.state == ACCEPTED)
+        .values(state=given.c.state, reasons=as_json(dialect, given.c.reasons), decided_at=now())
+        .returning(table.c.id)
+    )
+
+
+@cache
+def _claiming(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {"email": sa.Text(), "user_id": Id})
+    chosen = sa.select(given.c.email, given.c.user_id).where(sa.true()).order_by(given.c.email)
+    return insert(dialect, user_emails).from_select(["email", "user_id"], chosen).on_conflict_do_nothing()
+
+
+@cache
+def _owners(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {"email": sa.Text(), "user_id": Id})
+    return sa.select(user_emails).where(user_emails.c.email.in_(sa.select(given.c.email)))

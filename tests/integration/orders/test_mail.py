@@ -1,0 +1,344 @@
+"""The mailer against the development mailbox, and against servers that are less kind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hopline import Dead, Done, Envelope, UsageError, new_id, utcnow
+from orders import emails, mailbox
+from orders.domain import Customer
+from orders.mailer import CONNECTIONS, Mailer, MailRefused, MailUnavailable
+from orders.messages import UserWelcomed
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+
+MAIL = b"From: a@example.com\r\nTo: b@example.com\r\nSubject: Hi\r\nMessage-ID: <1@example.com>\r\n\r\nHello\r\n"
+
+FULL = Path("/dev/full")  # a disk without space: a device of Linux
+
+
+@asynccontextmanager
+async def mailbox_at(port: int, ledger: Path) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    serving = asyncio.create_task(mailbox.serve("127.0.0.1", port, ledger, stop))
+    await wait_until(lambda: listens(port))
+    try:
+        yield
+    finally:
+        stop.set()
+        await serving
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "mails.ndjson"
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+async def mailer(port: int) -> AsyncIterator[Mailer]:
+    async with Mailer(f"smtp://127.0.0.1:{port}") as opened:
+        yield opened
+
+
+async def test_a_mail_is_in_the_ledger_when_it_is_answered(mailer: Mailer, port: int, ledger: Path) -> None:
+    async with mailbox_at(port, ledger):
+        answer = await mailer.send("ann@example.com", MAIL)
+
+        (mail,) = mailbox.mails(ledger)
+
+    assert answer.startswith("250 ")
+    assert (mail.message_id, mail.to, mail.subject) == ("<1@example.com>", ["ann@example.com"], "Hi")
+    assert mail.raw.encode() == MAIL
+    assert abs((mail.at - utcnow()).total_seconds()) < 60
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b".",
+        b"..",
+        b".hidden\r\n..\r\n.\r\nafter the dot",
+        b"a\r\n.",
+        b"x\n.\ny",
+        "名前 ü".encode(),
+        b"e." * 400 + b"\r\nend.",
+        b"\r\n\r\n.\r\n\r\n",
+        b"long " * 100_000,
+    ],
+)
+async def test_any_content_arrives_as_it_was_sent(body: bytes, mailer: Mailer, port: int, ledger: Path) -> None:
+    mail = b"Subject: x\r\n\r\n" + body + b"\r\n"
+
+    async with mailbox_at(port, ledger):
+        await mailer.send("a@example.com", mail)
+        await mailer.send("b@example.com", MAIL)
+
+        first, second = mailbox.mails(ledger)
+
+    assert first.raw.encode() == mail.replace(b"x\n.\ny", b"x\r\n.\r\ny")  # the client makes bare LF CR LF
+    assert second.raw.encode() == MAIL
+
+
+async def test_connections_are_shared_kept_and_bounded(mailer: Mailer, port: int, ledger: Path) -> None:
+    async with mailbox_at(port, ledger):
+        await asyncio.gather(*(mailer.send(f"a{number}@example.com", MAIL) for number in range(100)))
+
+        assert 1 <= len(mailer._idle) <= CONNECTIONS
+        assert mailbox.count_by_message_id(ledger) == {"<1@example.com>": 100}
+
+
+async def test_a_server_that_is_down_is_unavailable_and_then_found_again(
+    mailer: Mailer, port: int, ledger: Path
+) -> None:
+    # Given a server that was there, and with it connections in the pool
+    async with mailbox_at(port, ledger):
+        await mailer.send("a@example.com", MAIL)
+
+    # When it is gone, then back
+    with pytest.raises(MailUnavailable, match=r"refused|lost|closed|Connect"):
+        await mailer.send("b@example.com", MAIL)
+    async with mailbox_at(port, ledger):
+        await mailer.send("c@example.com", MAIL)
+
+    # Then only the mail in between is missing
+    assert [mail.to for mail in mailbox.mails(ledger)] == [["a@example.com"], ["c@example.com"]]
+
+
+async def test_a_connection_that_died_in_the_pool_costs_no_mail(mailer: Mailer, port: int, ledger: Path) -> None:
+    async with mailbox_at(port, ledger):
+        await mailer.send("a@example.com", MAIL)
+    async with mailbox_at(port, ledger):
+        await mailer.send("b@example.com", MAIL)
+
+    assert len(list(mailbox.mails(ledger))) == 2
+
+
+async def test_a_mail_over_1_mib_is_refused_for_good_and_the_connection_goes_on(
+    mailer: Mailer, port: int, ledger: Path
+) -> None:
+    large = b"Subject: x\r\n\r\n" + b"0123456789.\r\n" * 100_000
+
+    async with mailbox_at(port, ledger):
+        with pytest.raises(MailRefused, match="552"):
+            await mailer.send("a@example.com", large)
+        await mailer.send("a@example.com", MAIL)
+
+    assert len(list(mailbox.mails(ledger))) == 1
+
+
+@pytest.mark.parametrize("full", [FULL] if FULL.exists() else [])
+async def test_a_ledger_that_cannot_be_written_is_not_a_250(full: Path, mailer: Mailer, port: int) -> None:
+    async with mailbox_at(port, full):
+        with pytest.raises(MailUnavailable, match="452"):
+            await mailer.send("a@example.com", MAIL)
+
+
+@pytest.mark.parametrize("to", ["a@example.com\r\nRSET", "a@example.com\nX", "a\x00@example.com"])
+async def test_an_address_cannot_carry_a_command(to: str, mailer: Mailer, port: int, ledger: Path) -> None:
+    async with mailbox_at(port, ledger):
+        with pytest.raises(ValueError, match="control character"):
+            await mailer.send(to, MAIL)
+
+    assert list(mailbox.mails(ledger)) == []
+
+
+Script = Callable[[str], str | None]
+
+
+@asynccontextmanager
+async def scripted(port: int, answer: Script) -> AsyncIterator[list[str]]:
+    """A mail server that answers each command as it is told; None closes the connection."""
+    commands: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 scripted\r\n")
+        in_data = False
+        with contextlib.suppress(ConnectionError):
+            while line := (await reader.readline()).decode().strip("\r\n") if not in_data else await content(reader):
+                commands.append(line)
+                text = answer(line)
+                if text is None:
+                    break
+                in_data = text.startswith("354")
+                writer.write(f"{text}\r\n".encode())
+                await writer.drain()
+        writer.close()
+
+    async def content(reader: asyncio.StreamReader) -> str:
+        await reader.readuntil(b"\r\n.\r\n")
+        return "."
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    async with server:
+        yield commands
+
+
+def answers(**of_command: str | None) -> Script:
+    usual = {
+        "EHLO": "250 hi",
+        "MAIL": "250 ok",
+        "RCPT": "250 ok",
+        "DATA": "354 go on",
+        ".": "250 taken",
+        "QUIT": "221 bye",
+    }
+    chosen: dict[str, str | None] = {**usual, **{name.replace("END", "."): text for name, text in of_command.items()}}
+    return lambda line: chosen[line.split(" ")[0]]
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ({"RCPT": "550 no such user"}, MailRefused),
+        ({"MAIL": "554 not you"}, MailRefused),
+        ({"END": "554 spam"}, MailRefused),
+        ({"DATA": "554 no"}, MailRefused),
+        ({"RCPT": "450 later"}, MailUnavailable),
+        ({"END": "451 later"}, MailUnavailable),
+        ({"END": None}, MailUnavailable),
+        ({"RCPT": None}, MailUnavailable),
+        ({"EHLO": "421 busy"}, MailUnavailable),
+    ],
+)
+async def test_what_a_server_says_decides_between_never_and_later(
+    script: dict[str, str | None], error: type[Exception], mailer: Mailer, port: int
+) -> None:
+    async with scripted(port, answers(**script)):
+        with pytest.raises(error):
+            await mailer.send("a@example.com", MAIL)
+
+    assert mailer._idle == []  # nothing half done is kept
+
+
+async def test_a_mail_takes_three_commands_and_no_more(mailer: Mailer, port: int) -> None:
+    async with scripted(port, answers()) as commands:
+        await mailer.send("a@example.com", MAIL)
+        await mailer.send("b@example.com", MAIL)
+
+        assert [command.split(" ")[0] for command in commands] == ["EHLO", *["MAIL", "RCPT", "DATA", "."] * 2]
+
+
+async def test_content_that_was_sent_is_not_sent_again_by_the_mailer(mailer: Mailer, port: int) -> None:
+    # Given a pooled connection on which the server dies after it has got the content
+    script = answers()
+    ends = iter(["250 taken", None])
+    async with scripted(port, lambda line: next(ends) if line == "." else script(line)) as commands:
+        await mailer.send("a@example.com", MAIL)
+
+        # When the next mail is sent on it
+        with pytest.raises(MailUnavailable):
+            await mailer.send("b@example.com", MAIL)
+
+        # Then it went once: whether to send it again is the retry policy's decision
+        assert commands.count(".") == 2
+
+
+async def test_a_server_that_says_nothing_runs_into_a_deadline(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orders.mailer.CONNECT_SECONDS", 0.2)
+    closed = asyncio.Event()
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await closed.wait()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", port), Mailer(f"smtp://127.0.0.1:{port}") as mailer:
+        with pytest.raises(MailUnavailable):
+            await mailer.send("a@example.com", MAIL)
+        closed.set()
+
+
+async def test_no_free_connection_within_the_deadline(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orders.mailer.CHECKOUT_SECONDS", 0.1)
+    async with Mailer(f"smtp://127.0.0.1:{port}", connections=1) as mailer:
+        await mailer._slots.acquire()
+
+        with pytest.raises(MailUnavailable, match="no free connection"):
+            await mailer.send("a@example.com", MAIL)
+
+
+@pytest.mark.parametrize(
+    ("url", "sender"),
+    [
+        ("http://mail", "a@example.com"),
+        ("smtp://", "a@example.com"),
+        ("smtp://mail", "nobody"),
+        ("smtp://mail", "Ü <a@b.de>"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(url: str, sender: str) -> None:
+    with pytest.raises(UsageError, match="ORDERS_"):
+        Mailer(url, sender)
+
+
+def test_the_environment_is_read() -> None:
+    mailer = Mailer.from_environment(
+        {"ORDERS_SMTP_URL": "smtps://u:p%40@mail", "ORDERS_MAIL_FROM": "Shop <s@shop.example>"}
+    )
+
+    assert (mailer._host, mailer._port, mailer._user, mailer._password) == ("mail", 465, "u", "p@")
+    assert (mailer.sender, mailer.domain) == ("Shop <s@shop.example>", "shop.example")
+
+
+def envelope_of(message: UserWelcomed) -> Envelope:
+    return Envelope(new_id(), "user.welcomed", 1, message.user_id, new_id(), None, utcnow(), b"")
+
+
+def endpoint(mailer: Mailer) -> Callable[..., object]:
+    (found,) = [one for one in emails.handlers(mailer) if one.type.name == "user.welcomed"]
+    return found.function
+
+
+async def test_the_handler_says_what_the_server_said(mailer: Mailer, port: int, ledger: Path) -> None:
+    message = UserWelcomed(new_id(), Customer("jörg@example.com".replace("ö", "o"), "Jörg"))
+    envelope = envelope_of(message)
+
+    async with mailbox_at(port, ledger):
+        outcomes = [await endpoint(mailer)(message, envelope=envelope) for _ in range(2)]  # type: ignore[misc]
+
+    assert isinstance(outcomes[0], Done)
+    assert (
+        outcomes[0].note
+        == f"250 2.0.0 taken <{envelope.id}@example.com>, to jorg@example.com <{envelope.id}@example.com>"
+    )
+    first, second = mailbox.mails(ledger)
+    assert first.raw == second.raw
+    assert first.message_id == f"<{envelope.id}@example.com>"
+
+
+async def test_the_handler_parks_what_is_refused_and_retries_the_rest(mailer: Mailer, port: int) -> None:
+    message = UserWelcomed(new_id(), Customer("a@example.com"))
+
+    async with scripted(port, answers(RCPT="550 no such user")):
+        outcome = await endpoint(mailer)(message, envelope=envelope_of(message))  # type: ignore[misc]
+    assert isinstance(outcome, Dead)
+    assert "550 no such user" in outcome.detail
+    with pytest.raises(MailUnavailable):
+        await endpoint(mailer)(message, envelope=envelope_of(message))  # type: ignore[misc]
+
+
+def test_the_retries_outlive_an_outage_of_hours_but_not_the_inbox() -> None:
+    assert 4 * 3600 < emails.RETRY.longest_seconds() < 14 * 86_400
+    assert sum(emails.RETRY.delay_seconds(attempt, 0.5) for attempt in range(4)) < 20
