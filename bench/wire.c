@@ -2,6 +2,7 @@
 
    wire publish URL_HOST PORT USER PASSWORD VHOST QUEUE SECONDS COUNT   publish confirmed, window 1000, until either is reached
    wire consume URL_HOST PORT USER PASSWORD VHOST QUEUE ACK_EVERY COUNT consume COUNT messages; ACK_EVERY 1 acknowledges each
+   wire decode ...                                                       the same: librabbitmq always decodes all properties
 
    Prints one line of JSON: messages, seconds, cpu_seconds. Any error ends the program with a message and status 1. */
 
@@ -150,7 +151,7 @@ static void consume(char **a) {
 
 int main(int argc, char **argv) {
   if (argc == 10 && !strcmp(argv[1], "publish")) publish(argv + 2);
-  else if (argc == 10 && !strcmp(argv[1], "consume")) consume(argv + 2);
+  else if (argc == 10 && (!strcmp(argv[1], "consume") || !strcmp(argv[1], "decode"))) consume(argv + 2);
   else fail("usage");
   return 0;
 }

@@ -2,12 +2,13 @@
 
 The machine drifts, so only ratios of one run count: the clients take turns, and each round is a comparison of its own.
 In a round each client publishes to a fresh quorum queue (confirmed, window 1000, 1 KiB, persistent, message id, type,
-timestamp, three headers), consumes it (acknowledging by the hundred), publishes again, consumes again (acknowledging
-each), and then does both at once. Every measurement is a process of its own (`wire_hopline.py` and its like, or the
+timestamp, three headers) and consumes it, three times: acknowledging by the hundred and reading body and message id,
+the same with all properties decoded (which the other libraries always do), and acknowledging each. Then it does both
+at once. Every measurement is a process of its own (`wire_hopline.py` and its like, or the
 program made from `wire.c`).
 
 Figures are medians over the rounds; a ratio is the median of the rounds' ratios. `client_us` is user and system CPU of
-the client's process for one message, building the message and decoding its properties included.
+the client's process for one message, building the message included.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from hopline.amqp import connect, parse_url
 FOLDER: Final = Path(__file__).parent
 CLIENTS: Final = ("hopline", "c", "pika", "aio-pika")
 ACK_BATCH: Final = 100
-WORKS: Final = ("publish", "consume", "consume each", "both")
+WORKS: Final = ("publish", "consume", "consume decoded", "consume each", "both")
 LABELS: Final = {
     "c": "C (librabbitmq)",
     "hopline": "hopline.amqp",
@@ -102,11 +103,15 @@ def measure_client(broker: Broker, client: str, seconds: float) -> dict[str, Mea
     """One client's part of a round."""
     measures: dict[str, Measure] = {}
     published: list[Measure] = []
-    for work, ack_every in (("consume", ACK_BATCH), ("consume each", 1)):
+    for name, work, ack_every in (
+        ("consume", "consume", ACK_BATCH),
+        ("consume decoded", "decode", ACK_BATCH),
+        ("consume each", "consume", 1),
+    ):
         broker.fresh_queue()
         measure, count = broker.run(client, "publish", seconds)
         published.append(measure)
-        measures[work], _ = broker.run(client, "consume", ack_every, count)
+        measures[name], _ = broker.run(client, work, ack_every, count)
     measures["publish"] = Measure(*(median(values) for values in zip(*published, strict=True)))
     broker.fresh_queue()
     count = max(1000, int(measures["publish"].rate * seconds))

@@ -53,4 +53,5 @@ if __name__ == "__main__":
     run(
         lambda *work: uvloop.run(publish(*work)),
         lambda *work: uvloop.run(consume(*work)),
+        lambda *work: uvloop.run(consume(*work)),
     )

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import uvloop
 
-from bench.wire_work import BODY, PREFETCH, WINDOW, Meter, Report, properties, run
+from bench.wire_work import BODY, PREFETCH, WINDOW, Meter, Report, headers, message_id, run
 from hopline.amqp import Delivery, Outgoing, Properties, Published, connect
 
 CALLS = 5
@@ -25,7 +26,20 @@ async def publish(url: str, queue: str, limit_seconds: float, count: int) -> Rep
             first, sent = sent, min(sent + WINDOW // CALLS, count)
             now = int(time.time())
             messages = [
-                Outgoing("", queue, Properties(**properties(number, now)), BODY) for number in range(first, sent)
+                Outgoing(
+                    "",
+                    queue,
+                    Properties(
+                        content_type="application/json",
+                        headers=headers(number),
+                        delivery_mode=2,
+                        message_id=message_id(number),
+                        timestamp=now,
+                        type="order.placed",
+                    ),
+                    BODY,
+                )
+                for number in range(first, sent)
             ]
             outcomes = await channel.publish(messages, timeout_seconds=60)
             if outcomes.count(Published.CONFIRMED) != len(outcomes):
@@ -37,7 +51,7 @@ async def publish(url: str, queue: str, limit_seconds: float, count: int) -> Rep
     return report
 
 
-async def consume(url: str, queue: str, ack_every: int, count: int) -> Report:
+async def consume(url: str, queue: str, ack_every: int, count: int, id_of: Callable[[Delivery], str | None]) -> Report:
     connection = await connect(url)
     channel = await connection.channel()
     await channel.qos(PREFETCH)
@@ -48,7 +62,7 @@ async def consume(url: str, queue: str, ack_every: int, count: int) -> Report:
         nonlocal got, body_bytes, unacknowledged
         got += len(deliveries)
         for delivery in deliveries:
-            body_bytes += len(delivery.body) + (delivery.properties.message_id is None)
+            body_bytes += len(delivery.body) + (id_of(delivery) is None)
             if ack_every == 1:
                 channel.ack(delivery.delivery_tag)
         unacknowledged += len(deliveries)
@@ -68,8 +82,13 @@ async def consume(url: str, queue: str, ack_every: int, count: int) -> Report:
     return report
 
 
+def consume_ids(url: str, queue: str, ack_every: int, count: int) -> Report:
+    return uvloop.run(consume(url, queue, ack_every, count, lambda delivery: delivery.message_id))
+
+
+def consume_all(url: str, queue: str, ack_every: int, count: int) -> Report:
+    return uvloop.run(consume(url, queue, ack_every, count, lambda delivery: delivery.properties.message_id))
+
+
 if __name__ == "__main__":
-    run(
-        lambda *work: uvloop.run(publish(*work)),
-        lambda *work: uvloop.run(consume(*work)),
-    )
+    run(lambda *work: uvloop.run(publish(*work)), consume_ids, consume_all)

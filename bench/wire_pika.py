@@ -74,4 +74,4 @@ def consume(url: str, queue: str, ack_every: int, count: int) -> Report:
 
 
 if __name__ == "__main__":
-    run(publish, consume)
+    run(publish, consume, consume)

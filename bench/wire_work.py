@@ -2,10 +2,12 @@
 
     python -m bench.wire_hopline publish URL QUEUE SECONDS COUNT
     python -m bench.wire_hopline consume URL QUEUE ACK_EVERY COUNT
+    python -m bench.wire_hopline decode URL QUEUE ACK_EVERY COUNT
 
 The work is that of `wire.c`: publish confirmed with a window of 1000, persistent, 1 KiB, message id, type, timestamp
 and three headers; consume with a prefetch of 1000, reading the body and the message id, acknowledging every ACK_EVERY
-messages (1: each). One process for each measurement, so that its CPU is its own; it prints one line of JSON.
+messages (1: each); decode: the same with all properties read, which the other libraries do always. One process for
+each measurement, so that its CPU is its own; it prints one line of JSON.
 """
 
 import gc
@@ -48,11 +50,15 @@ def message_id(number: int) -> str:
     return f"0190f3c8-7b6a-7c3e-9d2a-{number:012x}"
 
 
+def headers(number: int) -> dict[str, object]:
+    return {"hopline-version": 1, "hopline-key": f"order-{number}", "traceparent": TRACE}
+
+
 def properties(number: int, now: int) -> dict[str, Any]:
     """Of message `number`, by the names that all three libraries use."""
     return {
         "content_type": "application/json",
-        "headers": {"hopline-version": 1, "hopline-key": f"order-{number}", "traceparent": TRACE},
+        "headers": headers(number),
         "delivery_mode": 2,
         "message_id": message_id(number),
         "timestamp": now,
@@ -63,6 +69,7 @@ def properties(number: int, now: int) -> dict[str, Any]:
 def run(
     publish: Callable[[str, str, float, int], Report],
     consume: Callable[[str, str, int, int], Report],
+    decode: Callable[[str, str, int, int], Report],
 ) -> None:
     """The command line of a client."""
     gc.collect()
@@ -71,5 +78,5 @@ def run(
     if work == "publish":
         report = publish(url, queue, float(setting), int(count))
     else:
-        report = consume(url, queue, int(setting), int(count))
+        report = {"consume": consume, "decode": decode}[work](url, queue, int(setting), int(count))
     sys.stdout.write(json.dumps(report) + "\n")

@@ -18,7 +18,7 @@ What a program needs is exported here; everything else is internal.
 from hopline.app import Hopline, Producer, Working
 from hopline.audit import Audit, EndpointAudit
 from hopline.clock import id_time, new_id, utcnow
-from hopline.database import Database, Transaction, as_table, insert, now, table_rows
+from hopline.database import Database, Dialect, Transaction, as_table, insert, now, table_rows
 from hopline.errors import (
     BrokerUnavailable,
     CommitUnknown,
@@ -39,7 +39,7 @@ from hopline.handlers import Handlers
 from hopline.idempotency import IdempotentRequest, Remembered, request_hash
 from hopline.idempotency import claim as claim_idempotency
 from hopline.message import Envelope, message
-from hopline.node import Node, find_sbin
+from hopline.node import Node, find_sbin, free_ports
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.retry import RetryPolicy
 from hopline.schema import UtcTime
@@ -58,6 +58,7 @@ __all__ = [
     "DatabaseUnavailable",
     "Dead",
     "Defer",
+    "Dialect",
     "Done",
     "EndpointAudit",
     "Envelope",
@@ -88,6 +89,7 @@ __all__ = [
     "claim_idempotency",
     "configure_logging",
     "find_sbin",
+    "free_ports",
     "id_time",
     "insert",
     "message",

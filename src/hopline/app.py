@@ -87,6 +87,14 @@ class Hopline:
         finally:
             await database.close()
 
+    async def check(self) -> None:
+        """UsageError if a table is missing, DatabaseUnavailable if the database cannot be reached."""
+        database = self.database()
+        try:
+            await database.check(*self.tables)
+        finally:
+            await database.close()
+
     async def timeline(self, key: str) -> list[Step]:
         """A business key's whole story, in time order."""
         database = self.database()

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.database import Dialect, Transaction, as_table, insert, table_rows
 from hopline.message import Envelope
@@ -36,23 +35,20 @@ class Attempt:
     finished_at: datetime
 
 
-async def recorded(
-    connection: AsyncConnection, dialect: Dialect, endpoint: str, envelopes: Sequence[Envelope]
-) -> set[str]:
-    """The ids among the envelopes whose very (run, attempt) has failed already."""
-    rows = table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes])
-    found = await connection.execute(_recorded(dialect), {"endpoint": endpoint, **rows})
-    return {row.message_id for row in found}
+def given(envelopes: Sequence[Envelope]) -> dict[str, str]:
+    """The parameter `rows` of `recorded` and of `inbox.done`."""
+    return table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes])
 
 
 @cache
-def _recorded(dialect: Dialect) -> sa.Select[Any]:
-    given = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
+def recorded(dialect: Dialect) -> sa.Select[Any]:
+    """The query for which of the given messages (`given`, `of_endpoint`) failed in this very (run, attempt)."""
+    rows = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
     return sa.select(attempts.c.message_id).where(
-        attempts.c.endpoint == sa.bindparam("endpoint"),
-        attempts.c.message_id == given.c.id,
-        attempts.c.run == given.c.run,
-        attempts.c.attempt == given.c.attempt,
+        attempts.c.endpoint == sa.bindparam("of_endpoint"),
+        attempts.c.message_id == rows.c.id,
+        attempts.c.run == rows.c.run,
+        attempts.c.attempt == rows.c.attempt,
     )
 
 

@@ -11,6 +11,7 @@ An endpoint answers for what was sent since its queue was bound (`hopline_endpoi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,9 @@ from hopline.rabbitmq import QueueReading
 from hopline.schema import dead_letters, endpoints, inbox, messages, outbox
 
 METRICS_LAG_SECONDS = 15.0
-"""RabbitMQ refreshes the figures of a quorum queue every 5 s; what was marked sent more recently may not show."""
+"""RabbitMQ refreshes the figures of a quorum queue every 5 s; what was confirmed more recently may not show."""
+SECOND_LOOK_SECONDS = 5.0
+"""A queue that has no leader yet (RabbitMQ has just started) says 0: nothing is missing on one look alone."""
 NAMED_IDS = 1_000
 
 ReadQueues = Callable[[Sequence[str]], Awaitable[Mapping[str, QueueReading]]]
@@ -72,7 +75,18 @@ class Audit:
 
 
 async def audit(database: Database, watched: Sequence[Endpoint], read_queues: ReadQueues) -> Audit:
-    """Accounts for every message at every watched endpoint. BrokerUnavailable if the queues cannot be read."""
+    """Accounts for every message at every watched endpoint. BrokerUnavailable if the queues cannot be read.
+
+    If something seems to be missing it looks a second time, SECOND_LOOK_SECONDS later, and that account counts.
+    """
+    first = await _look(database, watched, read_queues)
+    if not first.missing:
+        return first
+    await asyncio.sleep(SECOND_LOOK_SECONDS)
+    return await _look(database, watched, read_queues)
+
+
+async def _look(database: Database, watched: Sequence[Endpoint], read_queues: ReadQueues) -> Audit:
     queues = sorted({endpoint.queue for endpoint in watched})
     before = await read_queues(queues)
     async with database.reading() as connection:

@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
 from hopline.message import Envelope
@@ -55,12 +54,6 @@ async def release(tx: Transaction, endpoint: str, ids: Sequence[str]) -> None:
         await tx.execute(_release(tx.dialect), {"of_endpoint": endpoint, **table_rows([{"id": i} for i in ids])})
 
 
-async def done(connection: AsyncConnection, dialect: Dialect, endpoint: str, ids: Sequence[str]) -> set[str]:
-    """Which of the messages the endpoint has finished."""
-    parameters = {"of_endpoint": endpoint, **table_rows([{"id": i} for i in ids])}
-    return {row.message_id for row in await connection.execute(_done(dialect), parameters)}
-
-
 # The statements are built once a dialect: building one costs more than running it.
 
 
@@ -99,7 +92,8 @@ def _release(dialect: Dialect) -> sa.Executable:
 
 
 @cache
-def _done(dialect: Dialect) -> sa.Select[Any]:
+def done(dialect: Dialect) -> sa.Select[Any]:
+    """The query for which of the given messages (`table_rows`, `of_endpoint`) the endpoint has finished."""
     return sa.select(inbox.c.message_id).where(*_mine(dialect))
 
 

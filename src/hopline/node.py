@@ -112,7 +112,7 @@ class Node:
         self.management = management
         self._sbin = sbin
         self._fixed_port = port
-        self._ports = Ports(*_free_ports(4))
+        self._ports = Ports(*free_ports(4))
         if port is not None:
             self._ports = self._ports._replace(amqp=port)
         self._started_once = False
@@ -255,7 +255,7 @@ class Node:
             known = name == "amqp" and self._fixed_port is not None
             if known or (self._started_once and name in {"amqp", "management"}):
                 raise NodeError(f"port {number}, the node's {name} port, is used by another program")
-            self._ports = self._ports._replace(**{name: _free_ports(1)[0]})
+            self._ports = self._ports._replace(**{name: free_ports(1)[0]})
 
     # start
 
@@ -556,7 +556,8 @@ def _find_program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_EXTRA_PATH}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free now, below the ephemeral ones: no outgoing connection takes one meanwhile."""
     found = [port for port in random.sample(_PORT_RANGE, 64) if _is_free(port)]
     if len(found) < count:
         raise NodeError(f"no free ports between {_PORT_RANGE.start} and {_PORT_RANGE.stop}")

@@ -322,7 +322,6 @@ class QueueReading:
 
     ready: int
     unacked: int | None
-    consumers: int
 
     @property
     def is_empty(self) -> bool | None:
@@ -347,23 +346,28 @@ async def read_queues(broker_url: str, management_url: str, names: Sequence[str]
 def _read_by_management(management_url: str, vhost: str, names: Sequence[str]) -> dict[str, QueueReading]:
     parts = urllib.parse.urlsplit(management_url)
     port = f":{parts.port}" if parts.port else ""
-    columns = "name,messages_ready,messages_unacknowledged,consumers"
-    url = f"{parts.scheme}://{parts.hostname}{port}/api/queues/{urllib.parse.quote(vhost, safe='')}?columns={columns}"
+    # Without the statistics the figures come from the queues themselves, at once, instead of every few seconds.
+    query = "disable_stats=true&enable_queue_totals=true"
+    url = f"{parts.scheme}://{parts.hostname}{port}/api/queues/{urllib.parse.quote(vhost, safe='')}?{query}"
     credentials = f"{urllib.parse.unquote(parts.username or 'guest')}:{urllib.parse.unquote(parts.password or 'guest')}"
     token = base64.b64encode(credentials.encode()).decode()
     request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})  # noqa: S310 - the operator set this URL
     with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_SECONDS) as response:  # noqa: S310
         rows = msgspec.json.decode(response.read(), type=list[_ManagementQueue])
-    return {
-        r.name: QueueReading(r.messages_ready, r.messages_unacknowledged, r.consumers) for r in rows if r.name in names
-    }
+    return {row.name: row.reading for row in rows if row.name in names}
 
 
 class _ManagementQueue(msgspec.Struct):
     name: str
-    messages_ready: int = 0
-    messages_unacknowledged: int = 0
-    consumers: int = 0
+    messages_ready: int | None = None
+    messages_unacknowledged: int | None = None
+
+    @property
+    def reading(self) -> QueueReading:
+        """A queue that says nothing of itself (it has no leader) is not known to be empty."""
+        if self.messages_ready is None:
+            return QueueReading(0, None)
+        return QueueReading(self.messages_ready, self.messages_unacknowledged)
 
 
 async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, QueueReading]:
@@ -374,7 +378,7 @@ async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, Queu
             channel = await connection.channel()  # a missing queue closes its channel
             with suppress(amqp.NotFound):
                 state = await channel.declare_queue(name, passive=True)
-                readings[name] = QueueReading(state.messages, None if state.consumers else 0, state.consumers)
+                readings[name] = QueueReading(state.messages, None if state.consumers else 0)
                 await channel.close()
     finally:
         await connection.close(CLOSE_TIMEOUT_SECONDS)

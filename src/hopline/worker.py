@@ -19,9 +19,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 import structlog
 
 from hopline import attempts, codec, inbox
@@ -29,7 +31,7 @@ from hopline.attempts import Attempt
 from hopline.batching import Groups
 from hopline.broker import Consumer, Delivery
 from hopline.clock import utcnow
-from hopline.database import Database, Transaction
+from hopline.database import Database, Dialect, Transaction
 from hopline.deadletters import DeadLetter, park
 from hopline.errors import DatabaseError, MessageError, Undecodable, UnknownType, UsageError
 from hopline.handlers import Endpoint, Handlers
@@ -211,7 +213,10 @@ class Desk:
         fresh = [member for member in members if member.envelope.id in claimed]
         if not fresh:
             return []
-        failed = await attempts.recorded(tx.connection, tx.dialect, endpoint, [member.envelope for member in fresh])
+        # A statement of its own, after the claim: the claim may have waited for another worker's transaction, and
+        # only a later snapshot shows the attempt that failed in it.
+        parameters = {"of_endpoint": endpoint, **attempts.given([member.envelope for member in fresh])}
+        failed = {row.message_id for row in await tx.rows(attempts.recorded(tx.dialect), parameters)}
         await inbox.release(tx, endpoint, sorted(failed))
         return [member for member in fresh if member.envelope.id not in failed]
 
@@ -427,14 +432,11 @@ class EffectLane(Lane):
         """The ids that are done, or whose very attempt has failed already."""
         found: set[str] = set()
         database = self._desk.database
-        envelopes = [member.envelope for member in members]
+        parameters = {"of_endpoint": self.endpoint.name, **attempts.given([member.envelope for member in members])}
 
         async def look() -> None:
             async with database.reading() as connection:
-                found.update(
-                    await inbox.done(connection, database.dialect, self.endpoint.name, [e.id for e in envelopes]),
-                    await attempts.recorded(connection, database.dialect, self.endpoint.name, envelopes),
-                )
+                found.update((await connection.execute(_over(database.dialect), parameters)).scalars())
 
         await self._desk.persist(look, self.endpoint.name)
         return found
@@ -469,6 +471,11 @@ class EffectLane(Lane):
         await self._desk.persist(store, f"settlement {self.endpoint.name}")
         self._desk.settle([delivery for effect in effects for delivery in effect.deliveries])
         return [None] * len(effects)
+
+
+@cache
+def _over(dialect: Dialect) -> sa.CompoundSelect[Any]:
+    return sa.union_all(inbox.done(dialect), attempts.recorded(dialect))
 
 
 async def _run_group(endpoint: Endpoint, tx: Transaction, members: list[Member]) -> list[tuple[Member, Handled]]:

@@ -154,6 +154,7 @@ def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The por
     )
 
     async def serve(stop: asyncio.Event) -> None:
+        await wiring.app.check()  # before uvicorn starts, whose account of a failed start is a long trace
         serving = asyncio.create_task(server.serve())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)

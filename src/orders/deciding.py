@@ -12,7 +12,7 @@ from functools import cache
 import msgspec
 import sqlalchemy as sa
 
-from hopline import Transaction, as_table, insert, now, table_rows
+from hopline import Dialect, Transaction, as_table, insert, now, table_rows
 from orders.domain import Product, Reason, reserve, total_cents
 from orders.messages import ConfirmedLine, OrderConfirmed, OrderPlaced, OrderRejected, UserRegistered, UserWelcomed
 from orders.store import (
@@ -21,7 +21,6 @@ from orders.store import (
     REFUSED,
     REGISTERED,
     REJECTED,
-    Dialect,
     Id,
     as_json,
     insert_orders,

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from hopline import (
     ORIGIN_HEADER,
     CommitUnknown,
+    Dialect,
     IdempotentRequest,
     Remembered,
     Transaction,
@@ -27,7 +28,7 @@ from hopline import (
 )
 from orders.domain import Customer, Line, total_cents
 from orders.messages import OrderPlaced, UserRegistered
-from orders.store import Dialect, Id, insert_orders, insert_users, orders, users
+from orders.store import Id, insert_orders, insert_users, orders, users
 
 
 @dataclass(frozen=True, slots=True)

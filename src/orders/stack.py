@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from hopline import Node, OutsideError, UsageError, find_sbin, utcnow
+from hopline import Node, OutsideError, UsageError, find_sbin, free_ports, utcnow
 
 READY_SECONDS = 20.0
 STOP_SECONDS = 30.0
@@ -326,15 +326,6 @@ def log_files(folder: Path, log: Log) -> Iterator[Log]:
     finally:
         for file in files.values():
             file.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _answers(port: int) -> bool:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from hopline import Database, Transaction, UtcTime, as_table, insert, now, table_rows
+from hopline import Database, Dialect, Transaction, UtcTime, as_table, insert, now, table_rows
 from orders.domain import PRICE_PLACES, Product
 
 ACCEPTED, CONFIRMED, REJECTED = "accepted", "confirmed", "rejected"
@@ -29,7 +29,6 @@ REGISTERED, REFUSED = "registered", "refused"
 _SCALE = Decimal(10) ** PRICE_PLACES
 _UNITS_OF_A_CENT = 10 ** (PRICE_PLACES - 2)
 
-Dialect = Literal["sqlite", "postgresql"]
 Columns = Mapping[str, "sa.types.TypeEngine[Any]"]
 
 

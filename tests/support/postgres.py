@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.ports import free_port
+from hopline.node import free_ports
 
 SUPERUSER = "postgres"
 POLL_SECONDS = 0.02
@@ -58,7 +58,7 @@ class Postgres:
 
     def __init__(self, folder: Path, *, programs: Path | None = None) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = free_ports(1)[0]
         self._programs = programs or find_postgres()
         self._server: subprocess.Popen[bytes] | None = None
 

@@ -5,7 +5,7 @@ import pytest
 from hopline.audit import is_empty
 from hopline.rabbitmq import QueueReading
 
-EMPTY, FULL, UNKNOWN = QueueReading(0, 0, 1), QueueReading(3, 0, 1), QueueReading(0, None, 1)
+EMPTY, FULL, UNKNOWN = QueueReading(0, 0), QueueReading(3, 0), QueueReading(0, None)
 
 
 @pytest.mark.parametrize(

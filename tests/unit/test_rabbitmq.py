@@ -136,11 +136,11 @@ def test_backoff_is_bounded(failures: int, chance: float) -> None:
 @pytest.mark.parametrize(
     ("reading", "empty"),
     [
-        (QueueReading(0, 0, 5), True),
-        (QueueReading(1, 0, 0), False),
-        (QueueReading(0, 3, 1), False),
-        (QueueReading(0, None, 1), None),
-        (QueueReading(2, None, 1), False),
+        (QueueReading(0, 0), True),
+        (QueueReading(1, 0), False),
+        (QueueReading(0, 3), False),
+        (QueueReading(0, None), None),
+        (QueueReading(2, None), False),
     ],
 )
 def test_a_queue_is_empty_only_if_its_unacknowledged_deliveries_are_known(

@@ -224,7 +224,7 @@ class Connection:
             self._reply[1].set_exception(self._closed_error())
         for inlet in list(self._transport.reader.inlets.values()):
             if inlet.on_over is not None:
-                inlet.on_over(self._reason or self._closed_error())
+                inlet.on_over(self._reason)
         self._transport.reader.inlets.clear()
 
 

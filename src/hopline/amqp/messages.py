@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from hopline.amqp.properties import Properties, decode_properties
+from hopline.amqp.properties import Properties, decode_properties, read_message_id
 
 
 class Published(Enum):
@@ -108,6 +108,13 @@ class Delivery:
         if self._properties is None:
             self._properties = decode_properties(self.raw_properties)
         return self._properties
+
+    @property
+    def message_id(self) -> str | None:
+        """The message id, without decoding the rest: enough to recognise a duplicate. Raises DecodeError."""
+        if self._properties is not None:
+            return self._properties.message_id
+        return read_message_id(self.raw_properties)
 
     def __repr__(self) -> str:
         return (

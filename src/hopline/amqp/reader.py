@@ -32,6 +32,7 @@ from hopline.amqp.spec import (
 )
 
 _frame = struct.Struct(">BHI").unpack_from
+_end_and_frame = struct.Struct(">BBHI").unpack_from
 _u32 = struct.Struct(">I").unpack_from
 _tag_and_flag = struct.Struct(">QB").unpack_from
 _content = struct.Struct(">HHQ").unpack_from
@@ -224,9 +225,8 @@ class Reader:
                             and class_id == CLASS_BASIC
                             and _CONTENT_BYTES <= h_size <= size_max
                             and 0 < body_bytes <= size_max
-                            and buf[h_end] == FRAME_END
+                            and _end_and_frame(buf, h_end) == (FRAME_END, FRAME_BODY, channel, body_bytes)
                             and buf[b_end] == FRAME_END
-                            and _frame(buf, h_end + 1) == (FRAME_BODY, channel, body_bytes)
                         ):
                             delivery_tag, redelivered = _tag_and_flag(buf, tag_end)
                             route_raw = buf[tag_end + 9 : end]

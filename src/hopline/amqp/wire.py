@@ -29,9 +29,9 @@ _TIMES_CACHED_MAX: Final = 1024
 """Messages that arrive together were mostly sent within a few seconds; beyond this many the cache starts anew."""
 
 ONE_BYTE: Final = tuple(bytes((value,)) for value in range(256))
+OCTETS: Final = dict(enumerate(ONE_BYTE))
 _pack_u32 = struct.Struct(">I").pack
 _pack_u64 = struct.Struct(">Q").pack
-_pack_str_head = struct.Struct(">BI").pack
 _pack_int = struct.Struct(">Bq").pack
 _pack_float = struct.Struct(">Bd").pack
 _u32 = struct.Struct(">I").unpack_from
@@ -59,6 +59,7 @@ class Exact(NamedTuple):
 
 
 _short_cache: dict[str, bytes] = {}
+_text_heads: dict[str, bytes] = {}
 _time_cache: dict[int, datetime] = {}
 
 
@@ -110,19 +111,24 @@ def time_from_seconds(seconds: int) -> datetime | int:
 
 def encode_table(table: Mapping[str, object], depth: int = 0) -> bytes:
     """A field table, with its length in front."""
-    parts: list[bytes] = []
-    append = parts.append
+    body = b""
     for name, value in table.items():
-        key = _short_cache.get(name) or cached_short_string(name)
         if value.__class__ is str:
             raw = value.encode()
-            append(key + _pack_str_head(_TEXT, len(raw)) + raw)
+            body += (_text_heads.get(name) or _text_head(name)) + _pack_u32(len(raw)) + raw
         elif value.__class__ is int:
-            append(key + _pack_int(_INT64, value))
+            body += cached_short_string(name) + _pack_int(_INT64, value)
         else:
-            append(key + _encode_value(value, depth))
-    body = b"".join(parts)
+            body += cached_short_string(name) + _encode_value(value, depth)
     return _pack_u32(len(body)) + body
+
+
+def _text_head(name: str) -> bytes:
+    """A name and the field type of a string, which most header values are."""
+    if len(_text_heads) >= _NAMES_CACHED_MAX:
+        _text_heads.clear()
+    head = _text_heads[name] = short_string(name) + b"S"
+    return head
 
 
 def _encode_value(value: object, depth: int) -> bytes:  # noqa: C901, PLR0911, PLR0912 - a branch a type

@@ -230,7 +230,7 @@ async def test_a_closed_connection_ends_its_channels(rabbitmq: Node) -> None:
     await connection.close()
     await connection.close()
 
-    await channel.wait_closed()
+    assert await channel.wait_closed() is None
     assert connection.closed
     assert channel.closed
     assert await connection.wait_closed() is None

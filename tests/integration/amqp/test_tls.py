@@ -22,7 +22,7 @@ from hopline.amqp import (
     UsageError,
     connect,
 )
-from tests.support.ports import free_port
+from hopline.node import free_ports
 
 EXTERNAL = """
     application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'EXTERNAL']),
@@ -69,7 +69,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Node) -> Iterator[Tl
     assert rabbitmq.port
     node = Node(folder / "node", management=False)
     node.start()
-    port = free_port()
+    port = free_ports(1)[0]
     files = ", ".join(
         f'{{{option}, "{folder / name}"}}'
         for option, name in (("cacertfile", "ca.pem"), ("certfile", "server.pem"), ("keyfile", "server.key"))

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from hopline import Dead, Done, Envelope, UsageError, new_id, utcnow
+from hopline.node import free_ports
 from orders import emails, mailbox
 from orders.domain import Customer
 from orders.mailer import CONNECTIONS, Mailer, MailRefused, MailUnavailable
 from orders.messages import UserWelcomed
-from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 MAIL = b"From: a@example.com\r\nTo: b@example.com\r\nSubject: Hi\r\nMessage-ID: <1@example.com>\r\n\r\nHello\r\n"
@@ -53,7 +53,7 @@ def ledger(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def port() -> int:
-    return free_port()
+    return free_ports(1)[0]
 
 
 @pytest.fixture

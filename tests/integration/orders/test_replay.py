@@ -14,10 +14,10 @@ import pytest
 from aiohttp import web
 
 from hopline import UsageError
+from hopline.node import free_ports
 from orders import replay
 from orders.dataset import Basket
 from orders.replay import Record, Sent
-from tests.support.ports import free_port
 
 BASKETS = [Basket(str(number), b'{"number": %d}' % number) for number in range(20)]
 
@@ -55,7 +55,7 @@ async def accepting(key: str, _number: int) -> web.Response:
 
 @pytest.fixture
 def port() -> int:
-    return free_port()
+    return free_ports(1)[0]
 
 
 @pytest.fixture(autouse=True)

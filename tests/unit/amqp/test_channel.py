@@ -68,6 +68,26 @@ async def test_answers_come_to_their_questions_in_order() -> None:
     assert [state.messages for state in states] == [0, 1, 2]
 
 
+async def test_what_is_declared_is_durable_and_plain_unless_said_otherwise() -> None:
+    async def script(peer: Peer) -> None:
+        exchange = await peer.expect(commands.Exchange.Declare)
+        assert (exchange.exchange_type, exchange.durable) == ("direct", True)
+        assert (exchange.passive, exchange.auto_delete, exchange.internal, exchange.nowait) == (False,) * 4
+        peer.send(commands.Exchange.DeclareOk(), 1)
+        queue = await peer.expect(commands.Queue.Declare)
+        assert queue.durable
+        assert (queue.passive, queue.auto_delete, queue.exclusive, queue.nowait) == (False,) * 4
+        peer.send(commands.Queue.DeclareOk("q", 0, 0), 1)
+        consume = await peer.expect(commands.Basic.Consume)
+        assert (consume.no_ack, consume.exclusive, consume.no_local, consume.nowait) == (False,) * 4
+        peer.send(commands.Basic.ConsumeOk(consume.consumer_tag), 1)
+
+    async with open_channel(script) as channel:
+        await channel.declare_exchange("e")
+        await channel.declare_queue("q")
+        await channel.consume("q", lambda deliveries: None)
+
+
 async def test_a_wrong_answer_is_a_protocol_error() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Queue.Declare)
@@ -360,6 +380,7 @@ async def test_whatever_ends_the_channel_makes_the_rest_unknown(how: Any) -> Non
         for settle in (channel.ack, channel.nack, channel.reject):
             with pytest.raises(ChannelClosed):
                 settle(1)
+        await asyncio.wait_for(channel.close(), 1)
         if how == "channel":
             assert isinstance(channel.close_reason, NotFound)
 

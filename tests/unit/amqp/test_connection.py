@@ -73,6 +73,24 @@ async def test_the_heartbeat_is_ours_unless_theirs_is_shorter(ours: Any, theirs:
         await connection.close()
 
 
+async def test_the_kernel_watches_the_connection_too() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await serve_until_closed(peer)
+
+    async with scripted(script) as url:
+        connection = await connect(url, heartbeat_seconds=10)
+        wrapped = connection._transport._transport.get_extra_info("socket")  # type: ignore[union-attr]  # it is open
+        with socket.fromfd(wrapped.fileno(), wrapped.family, wrapped.type) as opened:
+            keep_alive = opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            no_delay = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            timeout_ms = opened.getsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", socket.TCP_NODELAY))
+        await connection.close()
+
+    assert (bool(keep_alive), bool(no_delay)) == (True, True)
+    assert timeout_ms == 20_000 or not hasattr(socket, "TCP_USER_TIMEOUT")
+
+
 async def test_the_urls_values_win() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pamqp import commands, header
 
 from hopline.amqp import DecodeError, EncodeError, Properties
-from hopline.amqp.properties import decode_properties, encode_properties
+from hopline.amqp.properties import decode_properties, encode_properties, read_message_id
 
 from .test_wire import NAIVE, names, tables, tables_for_pamqp, times, times_for_pamqp
 
@@ -99,6 +99,30 @@ def test_a_time_may_be_given_in_seconds_and_an_impossible_one_stays_a_number() -
 def test_what_does_not_fit_is_refused(name: str, value: Any) -> None:
     with pytest.raises(EncodeError):
         encode_properties(Properties(**{name: value}))
+
+
+@given(properties_of_any_kind)
+def test_the_message_id_can_be_read_alone(properties: Properties) -> None:
+    assert read_message_id(encode_properties(properties)) == properties.message_id
+
+
+@given(st.binary(max_size=100))
+def test_a_message_id_is_read_alone_from_random_bytes_or_a_typed_error(raw: bytes) -> None:
+    """Whatever decodes as a whole gives the same id; it may be found in what is damaged elsewhere."""
+    try:
+        found = read_message_id(raw)
+        assert found == decode_properties(raw).message_id
+    except DecodeError:
+        return
+
+
+@given(properties_of_any_kind)
+def test_every_cut_of_properties_is_found_out(properties: Properties) -> None:
+    encoded = encode_properties(properties)
+
+    for cut in range(len(encoded)):
+        with pytest.raises(DecodeError):
+            decode_properties(encoded[:cut])
 
 
 @given(st.binary(max_size=100))

@@ -183,6 +183,15 @@ def test_deep_nesting_is_refused_both_ways() -> None:
         decode_table(long_string(b"\x04deep" + encoded))
 
 
+@given(tables)
+def test_every_cut_of_a_table_is_found_out(table: Any) -> None:
+    encoded = encode_table(table)
+
+    for cut in range(len(encoded)):
+        with pytest.raises(DecodeError):
+            decode_table(encoded[:cut])
+
+
 def test_a_name_of_256_bytes_is_refused() -> None:
     assert short_string("x" * 255)[0] == 255
     with pytest.raises(EncodeError):
