@@ -2,9 +2,9 @@
 
 The machine drifts, so only ratios of one run count: the clients take turns, and each round is a comparison of its own.
 In a round each client publishes to a fresh quorum queue (confirmed, window 1000, 1 KiB, persistent, message id, type,
-timestamp, three headers) and consumes it, three times: acknowledging by the hundred and reading body and message id,
-the same with all properties decoded (which the other libraries always do), and acknowledging each. Then it does both
-at once. Every measurement is a process of its own (`wire_hopline.py` and its like, or the
+timestamp, three headers) and consumes it; then each once more, and once more: acknowledging by the hundred and reading
+body and message id, the same with all properties decoded (which the other libraries always do), and acknowledging
+each. Then each does both at once. Every measurement is a process of its own (`wire_hopline.py` and its like, or the
 program made from `wire.c`).
 
 Figures are medians over the rounds; a ratio is the median of the rounds' ratios. `client_us` is user and system CPU of
@@ -99,27 +99,38 @@ def finish(process: subprocess.Popen[str]) -> tuple[Measure, int]:
     return Measure(messages / report["seconds"], report["cpu_seconds"] / messages * 1e6), messages
 
 
-def measure_client(broker: Broker, client: str, seconds: float) -> dict[str, Measure]:
-    """One client's part of a round."""
-    measures: dict[str, Measure] = {}
-    published: list[Measure] = []
-    for name, work, ack_every in (
-        ("consume", "consume", ACK_BATCH),
-        ("consume decoded", "decode", ACK_BATCH),
-        ("consume each", "consume", 1),
-    ):
-        broker.fresh_queue()
-        measure, count = broker.run(client, "publish", seconds)
-        published.append(measure)
-        measures[name], _ = broker.run(client, work, ack_every, count)
-    measures["publish"] = Measure(*(median(values) for values in zip(*published, strict=True)))
+CONSUMING: Final = (
+    ("consume", "consume", ACK_BATCH),
+    ("consume decoded", "decode", ACK_BATCH),
+    ("consume each", "consume", 1),
+)
+"""Name of the measurement, work of the client, messages for one acknowledgement."""
+
+
+def measure_round(broker: Broker, clients: Sequence[str], seconds: float) -> dict[str, dict[str, Measure]]:
+    """Every work by every client; the clients take turns at each work, so that what is compared is close in time."""
+    measures: dict[str, dict[str, Measure]] = {client: {} for client in clients}
+    published: dict[str, list[Measure]] = {client: [] for client in clients}
+    for name, work, ack_every in CONSUMING:
+        for client in clients:
+            broker.fresh_queue()
+            measure, count = broker.run(client, "publish", seconds)
+            published[client].append(measure)
+            measures[client][name], _ = broker.run(client, work, ack_every, count)
+    for client in clients:
+        publish = Measure(*(median(values) for values in zip(*published[client], strict=True)))
+        measures[client]["publish"] = publish
+        measures[client]["both"] = measure_both(broker, client, max(1000, int(publish.rate * seconds)))
+    return measures
+
+
+def measure_both(broker: Broker, client: str, count: int) -> Measure:
+    """Publishes and consumes `count` messages at once, each in a process of its own."""
     broker.fresh_queue()
-    count = max(1000, int(measures["publish"].rate * seconds))
     consumer = broker.start(client, "consume", ACK_BATCH, count)
     publisher, _ = broker.run(client, "publish", SLOWEST_SECONDS, count)
     consumed, _ = finish(consumer)
-    measures["both"] = Measure(min(publisher.rate, consumed.rate), publisher.client_us + consumed.client_us)
-    return measures
+    return Measure(min(publisher.rate, consumed.rate), publisher.client_us + consumed.client_us)
 
 
 def measure_all(
@@ -129,10 +140,9 @@ def measure_all(
     results: list[dict[str, dict[str, Measure]]] = []
     for number in range(rounds):
         turn = number % len(clients)
-        results.append({})
-        for client in (*clients[turn:], *clients[:turn]):
-            say(f"round {number + 1} of {rounds}: {LABELS[client]}")
-            results[-1][client] = measure_client(broker, client, seconds)
+        say(f"round {number + 1} of {rounds}")
+        measures = measure_round(broker, (*clients[turn:], *clients[:turn]), seconds)
+        results.append({client: measures[client] for client in clients})
     return results
 
 

@@ -52,7 +52,10 @@ def _certificate(folder: Path, name: str, common_name: str, alternative: str) ->
     """NAME.pem and NAME.key, signed by ca.pem."""
     request = ("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr")
     _openssl(folder, *request, "-subj", f"/CN={common_name}")
-    (folder / f"{name}.ext").write_text(f"subjectAltName={alternative}\n")
+    identifiers = (
+        "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"  # Python 3.13 verifies strictly (RFC 5280)
+    )
+    (folder / f"{name}.ext").write_text(f"subjectAltName={alternative}\n{identifiers}")
     sign = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
     _openssl(folder, *sign, "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.pem")
 
@@ -62,8 +65,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Node) -> Iterator[Tl
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     folder = tmp_path_factory.mktemp("tls")
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
     authority = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem")
-    _openssl(folder, *authority, "-days", "2", "-subj", "/CN=hopline test authority")
+    _openssl(folder, *authority, "-days", "2", "-subj", "/CN=hopline test authority", *usage)
     _certificate(folder, "server", "localhost", "DNS:localhost")
     _certificate(folder, "client", "warehouse", "DNS:warehouse")
     assert rabbitmq.port
