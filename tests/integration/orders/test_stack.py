@@ -1,0 +1,64 @@
+"""The supervisor of `orders up`: roles are started again when they die, and a folder has one stack."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from hopline import UsageError
+from orders.stack import Role, locked, log_files
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_until
+
+SLEEPER = [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(600)"]
+
+
+async def test_a_role_that_dies_is_started_again_and_a_stopped_one_is_not() -> None:
+    lines: list[tuple[str, str]] = []
+    role = Role("sleeper", SLEEPER, {}, lambda name, line: lines.append((name, line)))
+    await role.start()
+    await wait_until(lambda: ("sleeper", "hello") in lines)
+    first = role.pid
+
+    os.kill(first, signal.SIGKILL)
+    await wait_until(lambda: role.restarts == 1 and role.pid not in (0, first))
+    await wait_until(lambda: lines.count(("sleeper", "hello")) == 2)
+    second = role.pid
+    await role.stop()
+
+    assert not is_alive(first)
+    assert not is_alive(second)
+    assert (role.pid, role.restarts) == (0, 1)
+    assert ("sleeper", "ended with status -9; starting it again") in lines
+
+
+async def test_a_line_without_end_is_left_out_and_the_log_goes_on() -> None:
+    lines: list[str] = []
+    noisy = "import sys, time; sys.stdout.write('x' * 200_000 + '\\nafter\\n'); sys.stdout.flush(); time.sleep(600)"
+    role = Role("noisy", [sys.executable, "-c", noisy], {}, lambda _name, line: lines.append(line))
+
+    await role.start()
+    await wait_until(lambda: "after" in lines)
+    await role.stop()
+
+    assert "(a log line that was too long was left out)" in lines
+
+
+def test_a_folder_has_one_stack(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UsageError, match=f"supervisor pid {os.getpid()}"), locked(tmp_path):
+        pass
+
+    with locked(tmp_path):
+        pass
+
+
+def test_each_role_has_a_log_file_that_is_appended_to(tmp_path: Path) -> None:
+    for line in ("one", "two"):
+        with log_files(tmp_path / "logs", lambda _role, _line: None) as log:
+            log("api", line)
+
+    assert (tmp_path / "logs" / "api.log").read_text() == "one\ntwo\n"
