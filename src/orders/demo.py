@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hopline import Database, utcnow
+from hopline import Database, UsageError, utcnow
 from orders import dataset, mailbox, store
 from orders.replay import Sent, replay
 from orders.stack import Stack, StackOptions, running
@@ -87,6 +87,8 @@ class Report:
 
 async def main(options: DemoOptions) -> int:
     """Runs the demo; the exit status is 0 only for a clean report."""
+    if options.report is not None and not os.access(options.report.absolute().parent, os.W_OK):
+        raise UsageError(f"the report cannot be written to {options.report}: no such folder, or not ours to write in")
     console = Console()
     stop = stop_event()
     stack_options = StackOptions(options.folder, "demo", options.workers, options.database_url, fresh=True)
