@@ -172,8 +172,10 @@ Script = Callable[[str], str | None]
 async def scripted(port: int, answer: Script) -> AsyncIterator[list[str]]:
     """A mail server that answers each command as it is told; None closes the connection."""
     commands: list[str] = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         writer.write(b"220 scripted\r\n")
         in_data = False
         with contextlib.suppress(ConnectionError):
@@ -192,8 +194,13 @@ async def scripted(port: int, answer: Script) -> AsyncIterator[list[str]]:
         return "."
 
     server = await asyncio.start_server(serve, "127.0.0.1", port)
-    async with server:
+    try:
         yield commands
+    finally:
+        server.close()
+        for writer in writers:  # from Python 3.12 on wait_closed waits for the pooled connections too
+            writer.close()
+        await server.wait_closed()
 
 
 def answers(**of_command: str | None) -> Script:

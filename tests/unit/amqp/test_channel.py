@@ -315,6 +315,25 @@ async def test_a_cancel_by_the_server_is_told_once() -> None:
     assert told == [tag]
 
 
+async def test_a_cancel_by_the_server_needs_nobody_who_listens() -> None:
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+
+    async def script(peer: Peer) -> None:
+        consume = await peer.expect(commands.Basic.Consume)
+        peer.send(commands.Basic.ConsumeOk(consume.consumer_tag), 1)
+        peer.send(commands.Basic.Cancel(consume.consumer_tag, True), 1)
+        await peer.expect(commands.Basic.Qos)
+        peer.send(commands.Basic.QosOk(), 1)
+
+    async with open_channel(script) as channel:
+        await channel.consume("q", lambda deliveries: None)
+        await channel.qos(1)
+        assert not channel.closed
+
+    assert reported == []
+
+
 async def test_a_consumer_tag_in_use_is_a_mistake() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(commands.Basic.Consume)
@@ -535,7 +554,7 @@ async def test_close_sends_earlier_acknowledgements_first_and_ignores_what_still
     async with open_channel(script) as channel:
         await channel.consume("q", received.extend)
         channel.ack(1)
-        await channel.close()
+        await asyncio.wait_for(channel.close(), 3)
         assert await channel.wait_closed() is None
 
     assert received == []

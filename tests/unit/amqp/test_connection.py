@@ -349,6 +349,18 @@ async def test_an_answer_that_nobody_asked_for_is_a_protocol_error() -> None:
         assert isinstance(await asyncio.wait_for(connection.wait_closed(), 10), ProtocolError)
 
 
+async def test_a_login_out_of_order_is_a_protocol_error() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.start()
+        await peer.expect(commands.Connection.StartOk)
+        peer.send(commands.Connection.OpenOk())
+        await peer.expect(commands.Connection.Close)
+
+    async with scripted(script) as url:
+        with pytest.raises(ProtocolError, match="out of turn"):
+            await connect(url)
+
+
 async def test_a_frame_max_below_amqps_least_is_a_protocol_error() -> None:
     async def script(peer: Peer) -> None:
         await peer.start()

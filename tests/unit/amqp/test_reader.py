@@ -216,6 +216,9 @@ PROTOCOL_BREACHES = {
     "a delivery with a key too long": bad(1, 1, b"\x00\x3c\x00\x3c\x03tag" + bytes(9) + b"\x01e\x09k")
     + head
     + bad(3, 1, b"body"),
+    "a delivery with something behind its key": bad(1, 1, b"\x00\x3c\x00\x3c\x03tag" + bytes(9) + b"\x01e\x01k?")
+    + head
+    + bad(3, 1, b"body"),
     "a delivery on channel 0": frame.marshal(commands.Basic.Deliver("tag", 1, False, "e", "k"), 0),
     "a return on channel 0": frame.marshal(commands.Basic.Return(312, "", "", ""), 0),
     "a confirm on channel 0": frame.marshal(commands.Basic.Ack(1, False), 0),
