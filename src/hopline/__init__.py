@@ -6,7 +6,7 @@ The layers, lowest first; a module imports lower layers only:
     1  message outcome
     2  codec retry topology
     3  broker handlers schema database
-    4  amqp/ outbox inbox attempts deadletters idempotency
+    4  amqp/ management outbox inbox attempts deadletters idempotency
     5  rabbitmq batching
     6  relay worker timeline audit
     7  app service node

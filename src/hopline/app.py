@@ -158,6 +158,7 @@ class Hopline:
                 queues=chosen,
                 prefetch=self.settings.prefetch,
                 receive=worker.receive,
+                watchdog_seconds=self.settings.watchdog_seconds,
             )
             worker.attach(consumer)
             consumer.start()

@@ -9,33 +9,37 @@ exists with other arguments (406) is our mistake: it ends the task with Topology
 from __future__ import annotations
 
 import asyncio
-import base64
 import random
 import re
-import urllib.parse
-import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-import msgspec
 import structlog
 
-from hopline import amqp
+from hopline import amqp, management
 from hopline.broker import Delivery, Publish, Published, Receive
 from hopline.clock import id_time
 from hopline.codec import CONTENT_TYPE
 from hopline.errors import BrokerUnavailable, TopologyMismatch, UsageError
 from hopline.message import Envelope
-from hopline.topology import Topology
+from hopline.topology import Plan, Topology, compare
 
 HEARTBEAT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 3.0
 BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_CAP_SECONDS = 10.0
+WATCHDOG_SECONDS = 30.0
+SECOND_LOOK_SECONDS = 1.0
+"""A message that has just come may be ready for a moment: a consumer is idle only if it is so on two looks."""
+REBUILDS_BEFORE_TROUBLE = 3
+
+ALARM = "RabbitMQ blocks publishers: "
+"""How the trouble of a memory or disk alarm begins."""
 
 VERSION_HEADER = "hopline-version"
 KEY_HEADER = "hopline-key"
@@ -145,7 +149,7 @@ class Link:
         connection.on_blocked = self._blocked
         channel = await connection.channel()
         await declare(channel, self._topology)
-        self.trouble = ""
+        self.trouble = f"{ALARM}{connection.blocked}" if connection.blocked is not None else ""
         self._channel = channel
         await self.opened(channel)
 
@@ -163,7 +167,10 @@ class Link:
             await asyncio.gather(closed, lost, return_exceptions=True)
 
     def _blocked(self, reason: str | None) -> None:
-        self.trouble = f"RabbitMQ blocks publishers: {reason}" if reason is not None else ""
+        if reason is not None:
+            self.trouble = f"{ALARM}{reason}"
+        elif self.trouble.startswith(ALARM):
+            self.trouble = ""
         log.warning("broker alarm" if reason is not None else "broker alarm over", link=self.name, reason=reason)
 
     async def _close(self) -> None:
@@ -195,12 +202,31 @@ class RabbitPublisher(Link):
 
 
 class RabbitConsumer(Link):
-    """The Consumer protocol: consumes all queues on one channel, each with its own prefetch."""
+    """The Consumer protocol: consumes all queues on one channel, each with its own prefetch.
+
+    A watchdog looks every `watchdog_seconds` for a queue that has messages ready while its consumer here holds
+    none and was given none: a consumer that RabbitMQ has forgotten, which nothing else would tell. The link is
+    then made again; after three times without an effect `trouble` says so, until a look finds nothing wrong.
+    """
 
     def __init__(
-        self, url: str, topology: Topology, *, name: str, queues: Sequence[str], prefetch: int, receive: Receive
+        self,
+        url: str,
+        topology: Topology,
+        *,
+        name: str,
+        queues: Sequence[str],
+        prefetch: int,
+        receive: Receive,
+        watchdog_seconds: float = WATCHDOG_SECONDS,
     ) -> None:
         super().__init__(url, topology, name=name)
+        self.rebuilds = 0
+        """How often the watchdog had the link made again."""
+        self._rebuilds_in_a_row = 0
+        self._watchdog_seconds = watchdog_seconds
+        self._delivered: Counter[str] = Counter()
+        self._unsettled: Counter[str] = Counter()
         self._queues = tuple(queues)
         self._prefetch = prefetch
         self._receive = receive
@@ -211,11 +237,17 @@ class RabbitConsumer(Link):
     async def opened(self, channel: amqp.Channel) -> None:
         """Starts to consume every queue."""
         self._settlement = Settlement(channel)
+        self._unsettled = Counter()
         self._tags = []
         await channel.qos(self._prefetch)
         for queue in self._queues if self._taking else ():
             receive = self._receiver(queue, self._settlement)
             self._tags.append(await channel.consume(queue, receive, on_cancel=self._cancelled))
+        if self._rebuilds_in_a_row >= REBUILDS_BEFORE_TROUBLE:
+            self.trouble = (
+                f"RabbitMQ has messages for this consumer and delivers none, after {self._rebuilds_in_a_row} new "
+                "connections; look at the queue's consumers and leader on the management pages"
+            )
 
     def owns(self, delivery: Delivery) -> bool:
         """See broker.Consumer."""
@@ -232,6 +264,10 @@ class RabbitConsumer(Link):
                     if isinstance(d.receipt, Receipt) and d.receipt.settlement is settlement
                 ]
             )
+            if settlement is self._settlement:
+                self._unsettled.subtract(
+                    d.queue for d in deliveries if isinstance(d.receipt, Receipt) and d.receipt.settlement is settlement
+                )
 
     async def stop_taking(self) -> None:
         """Cancels the consumers: no further delivery comes; what was delivered can still be settled."""
@@ -244,6 +280,8 @@ class RabbitConsumer(Link):
 
     def _receiver(self, queue: str, settlement: Settlement) -> Callable[[list[amqp.Delivery]], None]:
         def received(deliveries: list[amqp.Delivery]) -> None:
+            self._delivered[queue] += len(deliveries)
+            self._unsettled[queue] += len(deliveries)
             self._receive([delivery_of(queue, delivery, settlement) for delivery in deliveries])
 
         return received
@@ -252,6 +290,51 @@ class RabbitConsumer(Link):
         # The queue was deleted or its leader moved (RabbitMQ, "Consumer Cancel Notification"): the topology
         # has to be checked and every consumer made again.
         self.lose(f"RabbitMQ cancelled the consumer {consumer_tag}")
+
+    async def _until_lost(self) -> None:
+        watchdog = asyncio.create_task(self._watch(), name=f"watchdog {self.name}")
+        try:
+            await super()._until_lost()
+        finally:
+            watchdog.cancel()
+            await asyncio.gather(watchdog, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while self._taking:
+            try:
+                idle = await self._given_nothing(self._queues, self._watchdog_seconds)
+                idle = await self._given_nothing(idle, min(SECOND_LOOK_SECONDS, self._watchdog_seconds)) if idle else []
+            except (amqp.AMQPError, TimeoutError) as error:
+                log.warning("the watchdog could not look", link=self.name, error=str(error))
+                continue
+            if idle and self._taking:
+                self.rebuilds += 1
+                self._rebuilds_in_a_row += 1
+                log.error("queues have messages and deliver none", link=self.name, queues=idle, rebuilds=self.rebuilds)
+                self.lose(f"the consumer of {', '.join(idle)} is idle while messages are ready")
+                return
+            if self._rebuilds_in_a_row >= REBUILDS_BEFORE_TROUBLE:
+                self.trouble = ""
+            self._rebuilds_in_a_row = 0
+
+    async def _given_nothing(self, queues: Sequence[str], seconds: float) -> list[str]:
+        """The queues that gave nothing for so long, of which nothing is unsettled, and that have messages ready."""
+        before = self._delivered.copy()
+        await asyncio.sleep(seconds)
+        silent = [queue for queue in queues if not self._unsettled[queue] and self._delivered[queue] == before[queue]]
+        return [queue for queue in silent if await self._ready_messages(queue)]
+
+    async def _ready_messages(self, queue: str) -> int:
+        connection = self._connection
+        if connection is None:
+            return 0
+        channel = await connection.channel()  # of its own: a missing queue closes it
+        try:
+            return (await channel.declare_queue(queue, passive=True)).messages
+        except amqp.NotFound:
+            return 0  # deleted: RabbitMQ has cancelled the consumer, or is about to
+        finally:
+            await channel.close()
 
 
 class Settlement:
@@ -344,30 +427,14 @@ async def read_queues(broker_url: str, management_url: str, names: Sequence[str]
 
 
 def _read_by_management(management_url: str, vhost: str, names: Sequence[str]) -> dict[str, QueueReading]:
-    parts = urllib.parse.urlsplit(management_url)
-    port = f":{parts.port}" if parts.port else ""
-    # Without the statistics the figures come from the queues themselves, at once, instead of every few seconds.
-    query = "disable_stats=true&enable_queue_totals=true"
-    url = f"{parts.scheme}://{parts.hostname}{port}/api/queues/{urllib.parse.quote(vhost, safe='')}?{query}"
-    credentials = f"{urllib.parse.unquote(parts.username or 'guest')}:{urllib.parse.unquote(parts.password or 'guest')}"
-    token = base64.b64encode(credentials.encode()).decode()
-    request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})  # noqa: S310 - the operator set this URL
-    with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_SECONDS) as response:  # noqa: S310
-        rows = msgspec.json.decode(response.read(), type=list[_ManagementQueue])
-    return {row.name: row.reading for row in rows if row.name in names}
-
-
-class _ManagementQueue(msgspec.Struct):
-    name: str
-    messages_ready: int | None = None
-    messages_unacknowledged: int | None = None
-
-    @property
-    def reading(self) -> QueueReading:
-        """A queue that says nothing of itself (it has no leader) is not known to be empty."""
-        if self.messages_ready is None:
-            return QueueReading(0, None)
-        return QueueReading(self.messages_ready, self.messages_unacknowledged)
+    # A queue that says nothing of itself (it has no leader) is not known to be empty.
+    return {
+        row.name: QueueReading(0, None)
+        if row.messages_ready is None
+        else QueueReading(row.messages_ready, row.messages_unacknowledged)
+        for row in management.queues(management_url, vhost)
+        if row.name in names
+    }
 
 
 async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, QueueReading]:
@@ -383,6 +450,41 @@ async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, Queu
     finally:
         await connection.close(CLOSE_TIMEOUT_SECONDS)
     return readings
+
+
+async def plan(broker_url: str, management_url: str, declared: Topology) -> Plan:
+    """How the live broker differs from the declared topology; changes nothing.
+
+    UsageError without the management API's URL, BrokerUnavailable if it does not answer.
+    """
+    if not management_url:
+        raise UsageError(
+            "the live topology is read through RabbitMQ's management API: set HOPLINE_MANAGEMENT_URL "
+            "(http://user:password@host:15672; `rabbitmq-plugins enable rabbitmq_management` turns it on)"
+        )
+    try:
+        vhost = amqp.parse_url(broker_url).vhost
+        live = await asyncio.to_thread(management.live_topology, management_url, vhost)
+        queues = [each.name for each in compare(declared, live).changes if each.name in live.queues]
+        # RabbitMQ refreshes what the management API says of a quorum queue every 5 s: it must not be called empty.
+        readings = await _read_by_amqp(broker_url, queues) if queues else {}
+    except amqp.InvalidURL as error:
+        raise UsageError(f"HOPLINE_BROKER_URL cannot be used: {error}") from None
+    except (amqp.AMQPError, OSError, TimeoutError, ValueError) as error:
+        raise BrokerUnavailable(f"the live topology cannot be read: {error}") from error
+    return compare(declared, live.holding({name: reading.ready for name, reading in readings.items()}))
+
+
+async def add(broker_url: str, additions: Topology) -> None:
+    """Declares what is missing. TopologyMismatch if it has come meanwhile with other arguments."""
+    try:
+        connection = await amqp.connect(broker_url, name="hopline topology", timeout_seconds=CONNECT_TIMEOUT_SECONDS)
+        try:
+            await declare(await connection.channel(), additions)
+        finally:
+            await connection.close(CLOSE_TIMEOUT_SECONDS)
+    except (amqp.AMQPError, OSError, TimeoutError) as error:
+        raise BrokerUnavailable(f"the topology cannot be declared: {error}") from error
 
 
 def backoff_seconds(failures: int, chance: float) -> float:

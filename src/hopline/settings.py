@@ -24,7 +24,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     broker_url: str = "amqp://guest:guest@127.0.0.1:5672/%2F"
     """AMQP URL; amqps:// for TLS."""
     management_url: str = ""
-    """RabbitMQ's management API, http://user:password@host:15672; the audit reads unacked counts there."""
+    """RabbitMQ's management API, http://user:password@host:15672; the audit and `hopline topology` read there."""
 
     outbox_limit: int = 100_000
     """Messages that may wait unsent before a send is refused with OutboxFull (the API's 503)."""
@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long the inbox remembers what is done; an older delivery is parked, not run."""
     consumer_timeout_seconds: float = 1800.0
     """RabbitMQ's consumer_timeout (30 minutes unless the operator changed it); deadlines are checked against it."""
+    watchdog_seconds: float = 30.0
+    """A queue with messages ready that gives an idle consumer none for so long has it connect again."""
     drain_seconds: float = 20.0
     """How long a stopping process may take to finish what it has begun."""
     log_json: bool = False
@@ -80,6 +82,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"HOPLINE_CONFIRM_TIMEOUT_SECONDS={self.confirm_timeout_seconds:g} must be at most half of "
                 f"HOPLINE_LEASE_SECONDS={self.lease_seconds:g}, or a message could be sent by two processes at once"
             )
-        for name in ("outbox_limit", "relay_window", "prefetch", "effect_concurrency", "group_members"):
+        for name in (
+            "outbox_limit",
+            "relay_window",
+            "prefetch",
+            "effect_concurrency",
+            "group_members",
+            "watchdog_seconds",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{PREFIX}{name.upper()} must be at least 1")

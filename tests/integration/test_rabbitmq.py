@@ -15,7 +15,7 @@ from hopline.broker import Delivery, Publish, Published
 from hopline.errors import BrokerUnavailable, TopologyMismatch
 from hopline.message import message
 from hopline.node import Node
-from hopline.rabbitmq import RabbitConsumer, RabbitPublisher, read_queues
+from hopline.rabbitmq import REBUILDS_BEFORE_TROUBLE, RabbitConsumer, RabbitPublisher, read_queues
 from hopline.topology import Topology, build
 from tests.conftest import NodeFactory
 from tests.support.engine import envelope_for
@@ -212,3 +212,97 @@ async def test_a_broker_that_does_not_answer_is_said_so() -> None:
         await read_queues("amqp://guest:guest@127.0.0.1:9/", "", ["apples"])
     with pytest.raises(BrokerUnavailable, match="cannot be read"):
         await read_queues("amqp://guest:guest@127.0.0.1:9/", "http://guest:guest@127.0.0.1:9", ["apples"])
+
+
+class Forgotten(RabbitConsumer):
+    """A consumer that RabbitMQ does not know, though it said nothing, while `forget` says so."""
+
+    forget = True
+
+    async def opened(self, channel: amqp.Channel) -> None:
+        self._taking = not self.forget
+        await super().opened(channel)
+        self._taking = True
+
+
+def forgotten(url: str, receive: Callable[[list[Delivery]], None], watchdog_seconds: float = 0.1) -> Forgotten:
+    return Forgotten(
+        url,
+        TOPOLOGY,
+        name="test consume",
+        queues=["apples", "pears"],
+        prefetch=100,
+        receive=receive,
+        watchdog_seconds=watchdog_seconds,
+    )
+
+
+async def test_a_consumer_that_the_broker_has_forgotten_is_made_again(broker_url: str) -> None:
+    received: list[Delivery] = []
+    consumer = forgotten(broker_url, received.extend)
+    consumer.start()
+    try:
+        async with publishing(broker_url) as publisher:
+            await wait_until(lambda: consumer.ready)
+            consumer.forget = False
+            await publisher.publish(picked(1), timeout_seconds=10)
+
+            await wait_until(lambda: len(received) == 2)  # one of each queue
+    finally:
+        await consumer.stop()
+
+    assert consumer.rebuilds == consumer.reconnects == 1
+
+
+async def test_a_consumer_that_stays_forgotten_is_not_ready_until_it_is_well(broker_url: str) -> None:
+    received: list[Delivery] = []
+    consumer = forgotten(broker_url, received.extend)
+    consumer.start()
+    try:
+        async with publishing(broker_url) as publisher:
+            await wait_until(lambda: consumer.ready)
+            await publisher.publish(picked(1), timeout_seconds=10)
+            await wait_until(lambda: "delivers none" in consumer.trouble)
+            rebuilds, ready = consumer.rebuilds, consumer.ready
+            consumer.forget = False
+
+            await wait_until(lambda: consumer.ready)
+    finally:
+        await consumer.stop()
+
+    assert rebuilds >= REBUILDS_BEFORE_TROUBLE
+    assert not ready
+    assert len(received) == 2
+
+
+async def test_a_consumer_that_is_busy_or_has_nothing_to_do_is_left_alone(broker_url: str) -> None:
+    received: list[Delivery] = []
+    looks = 0
+
+    class Looking(RabbitConsumer):
+        async def _given_nothing(self, queues: Sequence[str], seconds: float) -> list[str]:
+            nonlocal looks
+            looks += 1
+            return await super()._given_nothing(queues, seconds)
+
+    consumer = Looking(
+        broker_url,
+        TOPOLOGY,
+        name="test consume",
+        queues=["apples", "pears"],
+        prefetch=1,
+        receive=received.extend,
+        watchdog_seconds=0.05,
+    )
+    consumer.start()
+    try:
+        async with publishing(broker_url) as publisher:
+            await wait_until(lambda: consumer.ready)
+            await publisher.publish(picked(3, exchange="hopline.to", routing_key="apples"), timeout_seconds=10)
+            await wait_until(lambda: len(received) == 1)  # the other two are ready, and it is busy with this one
+
+            await wait_until(lambda: looks >= 5)
+    finally:
+        await consumer.stop()
+
+    assert (consumer.rebuilds, consumer.reconnects) == (0, 0)

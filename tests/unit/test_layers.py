@@ -22,7 +22,7 @@ HOPLINE = """
     codec retry topology
     broker handlers schema
     database
-    amqp outbox inbox attempts deadletters idempotency
+    amqp management outbox inbox attempts deadletters idempotency
     rabbitmq batching
     relay worker timeline audit
     app service node

@@ -5,7 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopline.errors import UsageError
-from hopline.topology import Binding, build, check_queue_name
+from hopline.topology import (
+    Binding,
+    Change,
+    Difference,
+    Live,
+    LiveExchange,
+    LiveQueue,
+    Topology,
+    build,
+    check_queue_name,
+    compare,
+    exchange_traits,
+    join,
+    queue_traits,
+)
+
+DECLARED = build([("orders", "order.placed"), ("emails", "order.confirmed")])
 
 pairs = st.lists(st.tuples(st.sampled_from(["orders", "users", "emails"]), st.sampled_from(["a.b", "c.d"])))
 
@@ -36,3 +52,101 @@ def test_each_queue_dead_letters_at_least_once_into_its_own_dead_queue() -> None
 def test_names_that_rabbitmq_or_the_convention_cannot_take_are_refused(name: str) -> None:
     with pytest.raises(UsageError):
         check_queue_name(name)
+
+
+def live(topology: Topology, **more: object) -> Live:
+    """A broker on which a topology has been declared, with differences."""
+    exchanges = {each.name: LiveExchange(exchange_traits(each.kind)) for each in topology.exchanges}
+    queues = {each.name: LiveQueue(queue_traits(each.arguments), 0) for each in topology.queues}
+    exchanges.update(more.get("exchanges", {}))  # type: ignore[call-overload]
+    queues.update(more.get("queues", {}))  # type: ignore[call-overload]
+    return Live(exchanges, queues, frozenset(topology.bindings) | more.get("bindings", frozenset()))  # type: ignore[operator]
+
+
+def named(changes: tuple[Change, ...]) -> set[tuple[str, str, str]]:
+    return {(change.state, change.kind, change.name) for change in changes}
+
+
+@given(pairs, pairs)
+def test_what_is_missing_is_added_and_nothing_else_is(
+    some: list[tuple[str, str]], others: list[tuple[str, str]]
+) -> None:
+    there, wanted = build(some), join([build(some), build(others)])
+
+    plan = compare(wanted, live(there))
+
+    assert all(change.state == "missing" for change in plan.changes)
+    after = Live(
+        {**live(there).exchanges, **live(plan.additions).exchanges},
+        {**live(there).queues, **live(plan.additions).queues},
+        frozenset({*there.bindings, *plan.additions.bindings}),
+    )
+    assert compare(wanted, after).in_sync
+    assert plan.in_sync == (there == wanted)
+
+
+def test_an_empty_broker_lacks_everything() -> None:
+    plan = compare(DECLARED, Live({}, {}, frozenset()))
+
+    assert plan.additions == DECLARED
+    assert len(plan.changes) == 3 + 4 + 6
+
+
+def test_other_arguments_and_kinds_are_told_with_both_values_and_never_added() -> None:
+    arguments = {**DECLARED.queues[0].arguments, "x-delivery-limit": 5, "x-max-length": 9}
+    del arguments["x-overflow"]
+    other = live(
+        DECLARED,
+        queues={"emails": LiveQueue({**queue_traits(arguments), "durable": False}, 7)},
+        exchanges={"hopline": LiveExchange(exchange_traits("fanout"))},
+    )
+
+    plan = compare(DECLARED, other)
+
+    exchange, queue = plan.changes
+    assert (exchange.state, exchange.name) == ("different", "hopline")
+    assert exchange.differences == (Difference("type", "fanout", "topic"),)
+    assert (queue.state, queue.name, queue.messages) == ("different", "emails", 7)
+    assert queue.differences == (
+        Difference("durable", False, True),
+        Difference("x-delivery-limit", 5, 20),
+        Difference("x-max-length", 9, None),
+        Difference("x-overflow", None, "reject-publish"),
+    )
+    assert plan.additions == Topology((), (), ())
+
+
+def test_extra_is_said_of_our_own_only() -> None:
+    foreign = LiveQueue(queue_traits({}), 3)
+    plan = compare(
+        DECLARED,
+        live(
+            DECLARED,
+            exchanges={name: LiveExchange(exchange_traits("topic")) for name in ("hopline.old", "amq.topic", "theirs")},
+            queues={"old": foreign, "theirs": foreign},
+            bindings={
+                Binding("hopline", "old", "order.placed"),
+                Binding("hopline", "orders", "order.old"),
+                Binding("theirs", "theirs", "order.placed"),
+            },
+        ),
+    )
+
+    assert named(plan.changes) == {
+        ("extra", "exchange", "hopline.old"),
+        ("extra", "queue", "old"),
+        ("extra", "binding", "hopline --order.old--> orders"),
+    }
+
+
+@pytest.mark.parametrize("messages", [3, None])
+def test_a_queue_that_may_hold_messages_is_to_be_emptied_before_it_is_deleted(messages: int | None) -> None:
+    queue = LiveQueue(queue_traits({}), messages)
+    plan = compare(
+        DECLARED, live(DECLARED, queues={"emails": queue, "old": queue}, bindings={Binding("hopline", "old", "a.b")})
+    )
+
+    for change in plan.changes:
+        steps = list(change.steps)
+        delete = next(at for at, step in enumerate(steps) if "delete_queue" in step)
+        assert any("a queue that holds messages is never deleted" in step for step in steps[:delete])
