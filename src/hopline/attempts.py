@@ -15,10 +15,7 @@ import sqlalchemy as sa
 
 from hopline.database import Dialect, Transaction, as_table, insert, table_rows
 from hopline.message import Envelope
-from hopline.schema import Id, attempts
-
-ERROR_CHARACTERS = 2_000
-STACK_CHARACTERS = 16_000
+from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, Id, attempts, storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +62,8 @@ def _row(attempt: Attempt) -> dict[str, object]:
         "run": attempt.envelope.run,
         "attempt": attempt.envelope.attempt,
         "outcome": attempt.outcome,
-        "error": attempt.error[:ERROR_CHARACTERS],
-        "stack": attempt.stack[-STACK_CHARACTERS:],
+        "error": storable(attempt.error[:ERROR_CHARACTERS]),
+        "stack": storable(attempt.stack[-STACK_CHARACTERS:]),
         "worker": attempt.worker,
         "started_at": attempt.started_at,
         "finished_at": attempt.finished_at,

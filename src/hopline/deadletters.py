@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from hopline.clock import new_id
 from hopline.database import Transaction, insert, now
 from hopline.message import Envelope
-from hopline.schema import dead_letters
-
-ERROR_CHARACTERS = 2_000
-STACK_CHARACTERS = 16_000
+from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, dead_letters, storable, storable_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +54,10 @@ def _row(letter: DeadLetter) -> dict[str, object]:
         "message_id": envelope.id if envelope else None,
         "run": envelope.run if envelope else 0,
         "attempt": envelope.attempt if envelope else 0,
-        "key": envelope.key if envelope else None,
+        "key": storable(envelope.key) if envelope else None,
         "reason": letter.reason,
-        "error": letter.error[:ERROR_CHARACTERS],
-        "stack": letter.stack[-STACK_CHARACTERS:],
-        "properties": dict(letter.properties),
+        "error": storable(letter.error[:ERROR_CHARACTERS]),
+        "stack": storable(letter.stack[-STACK_CHARACTERS:]),
+        "properties": storable_json(letter.properties),
         "body": letter.body,
     }

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
 from hopline.message import Envelope
-from hopline.schema import Id, inbox
+from hopline.schema import Id, inbox, storable
 
 NOTE_CHARACTERS = 500
 
@@ -42,7 +42,7 @@ async def claim(tx: Transaction, endpoint: str, envelopes: Sequence[Envelope], w
 async def finish(tx: Transaction, endpoint: str, finished: Mapping[str, Finished]) -> None:
     """Stores for each claimed message when it was done, how long it took, and its note."""
     rows = [
-        {"id": identifier, "note": one.note[:NOTE_CHARACTERS], "seconds": round(one.seconds, 6)}
+        {"id": identifier, "note": storable(one.note[:NOTE_CHARACTERS]), "seconds": round(one.seconds, 6)}
         for identifier, one in finished.items()
     ]
     await tx.execute(_finish(tx.dialect), {"of_endpoint": endpoint, **table_rows(rows)})

@@ -26,6 +26,7 @@ from hopline.clock import id_time
 from hopline.codec import CONTENT_TYPE
 from hopline.errors import BrokerUnavailable, TopologyMismatch, UsageError
 from hopline.message import Envelope
+from hopline.schema import storable
 from hopline.topology import Plan, Topology, compare
 
 HEARTBEAT_SECONDS = 10
@@ -545,12 +546,16 @@ def envelope_of(delivery: amqp.Delivery) -> Envelope | None:
         id=identifier,
         type=type_name,
         version=version,
-        key=str(headers.get(KEY_HEADER, ""))[:255],
+        key=storable(str(headers.get(KEY_HEADER, ""))[:255]),
         correlation_id=correlation if is_id(correlation) else identifier,
         cause_id=cause,
         created_at=id_time(identifier),
         body=delivery.body,
-        headers={name: value for name, value in headers.items() if name not in _OWN_HEADERS and isinstance(value, str)},
+        headers={
+            storable(name): storable(value)
+            for name, value in headers.items()
+            if name not in _OWN_HEADERS and isinstance(value, str)
+        },
         run=run,
         attempt=attempt,
     )

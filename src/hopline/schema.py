@@ -8,6 +8,8 @@ Ids are UUIDv7 and times UTC; on SQLite both are text that sorts.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,6 +57,33 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
             return datetime.fromisoformat(value).replace(tzinfo=UTC)
         aware: datetime = value
         return aware.astimezone(UTC)
+
+
+ERROR_CHARACTERS = 2_000
+STACK_CHARACTERS = 16_000
+"""As much of an error and of its stack is kept."""
+
+
+def storable(text: str) -> str:
+    """Text as every database can hold it: Postgres knows no NUL, and UTF-8 no half of a surrogate pair.
+
+    Errors, notes and strangers' properties may hold anything, and must not be what a transaction fails at.
+    """
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def storable_json(value: object) -> object:
+    """A JSON-able value as every database can hold it; what JSON has no number for (NaN) becomes text."""
+    match value:
+        case str():
+            return storable(value)
+        case Mapping():
+            return {storable(str(key)): storable_json(item) for key, item in value.items()}
+        case list() | tuple():
+            return [storable_json(item) for item in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
 
 
 messages = sa.Table(

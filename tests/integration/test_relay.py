@@ -266,7 +266,7 @@ async def test_a_batch_that_cannot_be_encoded_comes_again_and_stops_nothing(data
         assert not relay.crashed.done()
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "nul\x00"])
+@pytest.mark.parametrize("key", ["", "x" * 256, "nul\x00", "half \ud800"])
 async def test_a_key_that_no_column_holds_is_refused_before_anything_is_stored(database_url: str, key: str) -> None:
     async with relaying(database_url, ScriptedPublisher()) as (database, _):
         with pytest.raises(UsageError, match="1 to 255 characters"):
@@ -276,7 +276,7 @@ async def test_a_key_that_no_column_holds_is_refused_before_anything_is_stored(d
 
 async def test_headers_are_few_and_short(sqlite_database_url: str) -> None:
     async with relaying(sqlite_database_url, ScriptedPublisher()) as (database, _), database.transaction() as tx:
-        for headers in ({"note": "x" * 5000}, {"": "x"}, {"n" * 200: "x"}):
+        for headers in ({"note": "x" * 5000}, {"": "x"}, {"n" * 200: "x"}, {"note": "nul\x00"}, {"note": "\ud800"}):
             with pytest.raises(UsageError, match="headers"):
                 tx.send(Made("a"), headers=headers)
         tx.send(Made("a"), headers={"note": "fine"})

@@ -369,3 +369,54 @@ async def test_a_message_that_comes_again_on_a_new_channel_is_settled_with_the_r
 
         assert len(await rows(database, schema.inbox)) == 1
     assert consumer.settled == [second]
+
+
+ODD = "nul \x00, half a character \ud800"
+"""Text that Python can hold and Postgres cannot."""
+
+
+@pytest.mark.parametrize("kind", [as_effects, one_by_one])
+async def test_errors_and_notes_of_any_text_are_stored(database_url: str, kind: Callable[[], Handlers]) -> None:
+    handlers = Handlers()
+    if kind is as_effects:
+
+        @handlers.on("things", retry=POLICY)
+        async def effect(made: Made) -> Done:
+            if made.does == "raise":
+                raise RuntimeError(ODD)
+            return Done(ODD)
+
+    else:
+
+        @handlers.on("things", retry=POLICY)
+        async def written(made: Made, tx: Transaction) -> Done:
+            if made.does == "raise":
+                raise RuntimeError(ODD)
+            return Done(ODD)
+
+    deliveries = [delivery_for("things", envelope_for(made)) for made in (Made("a", "raise"), Made("b"))]
+    async with working(database_url, handlers) as (database, worker, consumer):
+        await handle_all(worker, deliveries)
+
+        (attempt,) = await rows(database, schema.attempts)
+        (finished,) = await rows(database, schema.inbox)
+    assert attempt.error == "RuntimeError: nul \ufffd, half a character ?"
+    assert finished.note == "nul \ufffd, half a character ?"
+    assert len(consumer.settled) == 2
+
+
+async def test_a_strangers_message_of_any_text_is_parked(database_url: str) -> None:
+    properties = {"headers": {ODD: [ODD, float("nan"), {"deep": ODD}]}, "type": ODD}
+    stranger = Delivery("things", b"\x00", None, False, "channel 1", lambda: properties)
+    unknown = delivery_for("things", envelope_for(Made("a"), type=ODD, key=ODD))
+
+    async with working(database_url, one_by_one()) as (database, worker, consumer):
+        await handle_all(worker, [stranger, unknown])
+
+        letters = {row.reason: row for row in await rows(database, schema.dead_letters)}
+    assert set(letters) == {"undecodable", "unknown-type"}
+    assert letters["undecodable"].body == b"\x00"
+    assert letters["undecodable"].properties["type"] == "nul \ufffd, half a character ?"
+    assert letters["undecodable"].properties["headers"]["nul \ufffd, half a character ?"][1] == "nan"
+    assert letters["unknown-type"].key == "nul \ufffd, half a character ?"
+    assert len(consumer.settled) == 2

@@ -85,12 +85,16 @@ def envelope(**changes: Any) -> Envelope:
     return Envelope(**{**values, **changes})
 
 
+sendable_text = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=60)
+"""What `Transaction.send` lets through as a key or a header."""
+
+
 @given(
     st.integers(0, 1 << 30),
     st.integers(0, 1 << 30),
-    st.text(max_size=60),
+    sendable_text,
     st.booleans(),
-    st.dictionaries(st.sampled_from("abc"), st.text()),
+    st.dictionaries(st.sampled_from("abc"), sendable_text),
 )
 def test_an_envelope_survives_its_amqp_properties(
     run: int, attempt: int, key: str, caused: bool, headers: dict[str, str]
@@ -147,3 +151,14 @@ def test_a_queue_is_empty_only_if_its_unacknowledged_deliveries_are_known(
     reading: QueueReading, empty: bool | None
 ) -> None:
     assert reading.is_empty is empty
+
+
+def test_a_strangers_key_and_headers_become_text_that_can_be_stored() -> None:
+    headers = {"hopline-key": "nul \x00", "note \x00": "half \ud800"}
+    properties = amqp.Properties(message_id=new_id(), type="order.placed", headers=headers)
+
+    received = envelope_of(cast(Any, SimpleNamespace(properties=properties, body=b"{}")))
+
+    assert received is not None
+    assert received.key == "nul \ufffd"
+    assert received.headers == {"note \ufffd": "half ?"}
