@@ -39,8 +39,6 @@ Result = TypeVar("Result")
 
 GroupFunction = Callable[[Transaction, list[Item]], Awaitable[Sequence[Result | Exception]]]
 
-SQLITE_GROUP_MEMBERS = 64
-
 log = structlog.get_logger("hopline")
 
 
@@ -75,46 +73,39 @@ class Hopline:
         """The exchanges, queues and bindings that this program's handlers need."""
         return topology.build((endpoint.queue, endpoint.type.name) for endpoint in self.handlers)
 
-    def database(self) -> Database:
-        """A new Database by the settings; the caller closes it."""
-        return Database(self.settings.database_url, message_limit_bytes=self.settings.message_limit_bytes)
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Database]:
+        """A Database by the settings, closed at the end of the block."""
+        database = Database(self.settings.database_url, message_limit_bytes=self.settings.message_limit_bytes)
+        try:
+            yield database
+        finally:
+            await database.close()
 
     async def migrate(self) -> None:
         """Makes the tables that are missing. Safe to repeat."""
-        database = self.database()
-        try:
+        async with self.database() as database:
             await database.create(*self.tables)
-        finally:
-            await database.close()
 
     async def check(self) -> None:
         """UsageError if a table is missing, DatabaseUnavailable if the database cannot be reached."""
-        database = self.database()
-        try:
+        async with self.database() as database:
             await database.check(*self.tables)
-        finally:
-            await database.close()
 
     async def timeline(self, key: str) -> list[Step]:
         """A business key's whole story, in time order."""
-        database = self.database()
-        try:
+        async with self.database() as database:
             return await timeline(database, key)
-        finally:
-            await database.close()
 
     async def audit(self) -> Audit:
         """Accounts for every message at every endpoint of this program."""
         settings = self.settings
-        database = self.database()
-        try:
+        async with self.database() as database:
             return await audit(
                 database,
                 list(self.handlers),
                 lambda names: read_queues(settings.broker_url, settings.management_url, names),
             )
-        finally:
-            await database.close()
 
     @asynccontextmanager
     async def producing(self, *, role: str = "producer") -> AsyncIterator[Producer]:
@@ -123,10 +114,9 @@ class Hopline:
         UsageError if the tables are missing, DatabaseUnavailable if the database is.
         """
         instance = f"{role}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        database = self.database()
         outbox = Outbox(limit=self.settings.outbox_limit, lease_seconds=self.settings.lease_seconds)
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(database.close)
+            database = await stack.enter_async_context(self.database())
             await database.check(*self.tables)
             database.riders.append(outbox)
             publisher = RabbitPublisher(self.settings.broker_url, self.topology, name=f"{instance} publish")
@@ -247,9 +237,7 @@ class Producer:
         rolled back, its members run one by one, so that the failing one fails alone. After CommitUnknown
         `read_back` (in a new transaction) finds out what was stored; without it the members get CommitUnknown.
         """
-        members = self._settings.group_members
-        if self.database.dialect == "sqlite":
-            members = min(members, SQLITE_GROUP_MEMBERS)
+        members = self.database.group_members(self._settings.group_members)
 
         async def together(items: list[Item]) -> Sequence[Result | BaseException]:
             async with self.transaction() as tx:

@@ -42,6 +42,7 @@ from hopline.message import Envelope, type_of
 LOCK_TIMEOUT_SECONDS = 2.0
 IDLE_IN_TRANSACTION_SECONDS = 10.0
 SQLITE_BUSY_SECONDS = 5.0
+SQLITE_GROUP_MEMBERS = 64
 SQLITE_PAUSE_SECONDS = 0.001
 SQLITE_PAUSE_CAP_SECONDS = 0.005
 STATEMENT_TIMEOUT_SECONDS = 30.0
@@ -217,6 +218,10 @@ class Database:
         self._writer = (
             _engine(self.url, 1, "BEGIN IMMEDIATE", busy_seconds=0.0) if self.dialect == "sqlite" else self._reader
         )
+
+    def group_members(self, wanted: int) -> int:
+        """How many members a group commit may have here: SQLite's one writer must not be held for long."""
+        return min(wanted, SQLITE_GROUP_MEMBERS) if self.dialect == "sqlite" else wanted
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -401,7 +406,7 @@ async def retried(work: Callable[[], Awaitable[Result]], *, attempts: int = 5, f
 
 def _checked_key(key: str, type_name: str) -> str:
     """A business key as every column and header can hold it."""
-    if not 0 < len(key) <= KEY_CHARACTERS or "\x00" in key:
+    if not 0 < len(key) <= KEY_CHARACTERS or schema.storable(key) != key:
         raise UsageError(
             f"the key of a {type_name!r} must have 1 to {KEY_CHARACTERS} characters and no NUL: {key[:50]!r}"
         )
@@ -410,6 +415,8 @@ def _checked_key(key: str, type_name: str) -> str:
 
 def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Headers travel in one frame with every send of the message, so they are few and short."""
+    if schema.storable_json(headers) != headers:
+        raise UsageError("headers are text without NUL and without half characters")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
     if size > HEADERS_BYTES or any(not 0 < len(name.encode()) <= HEADER_NAME_BYTES for name in headers):
         raise UsageError(

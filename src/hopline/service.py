@@ -81,7 +81,7 @@ async def until_stopped(stop: asyncio.Event, *failures: Awaitable[None]) -> None
     """Waits for the signal to stop, or for the first of the failures, which is raised.
 
     A role calls this when it has started: what it has made by now stays, so the garbage collector need not look
-    at it again (gc.freeze; measured at half a microsecond a message).
+    at it again (gc.freeze).
     """
     gc.collect()
     gc.freeze()

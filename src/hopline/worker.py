@@ -173,7 +173,7 @@ class Desk:
         self.instance = instance
         self.consumer: Consumer | None = None
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.group_members = min(settings.group_members, 64) if database.dialect == "sqlite" else settings.group_members
+        self.group_members = database.group_members(settings.group_members)
 
     def crash(self, error: BaseException) -> None:
         """A fault of the worker itself, not of a message: the process should not go on."""

@@ -62,7 +62,7 @@ def demo_command(
 
 
 class Source(enum.StrEnum):
-    """Data sets that `replay` knows by name."""
+    """Data sets that are known by name."""
 
     SHIPPED = "shipped"
     JOURNEY = "journey"
@@ -86,7 +86,7 @@ def replay_command(
     Exit status 1 if any basket got no answer that counts (neither accepted nor refused).
     """
     address = url or local_api(folder)
-    source = dataset.journey() if dataset_name == Source.JOURNEY else dataset.read(_path(dataset_name))
+    source = dataset.journey() if dataset_name == Source.JOURNEY else dataset.read(_path(dataset_name, dataset.SHIPPED))
     counts = asyncio.run(send(address, islice(source, orders), rate, concurrency, record, quiet=as_json))
     if as_json:
         typer.echo(json.dumps(counts))
@@ -95,8 +95,8 @@ def replay_command(
     raise typer.Exit(1 if counts["failed"] else 0)
 
 
-def _path(name: str) -> Path:
-    return dataset.SHIPPED if name == Source.SHIPPED else Path(name)
+def _path(name: str, shipped: Path) -> Path:
+    return shipped if name == Source.SHIPPED else Path(name)
 
 
 def local_api(folder: Path) -> str:
@@ -179,24 +179,27 @@ def mailbox_command(
 
 @app.command(name="load-catalogue")
 def load_catalogue(
-    file: Annotated[Path | None, typer.Option(help="NDJSON, may be gzipped. Default: the shipped catalogue.")] = None,
+    file: Annotated[
+        str, typer.Option(help="NDJSON, may be gzipped; 'shipped', or 'journey' (the products of all 155,848 baskets).")
+    ] = Source.SHIPPED,
     on_hand: Annotated[
         int, typer.Option(min=0, help="Units of a product whose line does not say.")
     ] = catalogue.ON_HAND,
     restock: Annotated[bool, typer.Option("--restock", help="Set the stock of known products too.")] = False,
 ) -> None:
     """Make the tables and load products and stock into the database."""
-    loaded = asyncio.run(_load(catalogue.read(file or catalogue.SHIPPED, on_hand=on_hand), restock))
+    if file == Source.JOURNEY:
+        entries = dataset.journey_products(on_hand=on_hand)
+    else:
+        entries = catalogue.read(_path(file, catalogue.SHIPPED), on_hand=on_hand)
+    loaded = asyncio.run(_load(entries, restock))
     typer.echo(f"{loaded:,} products are in the catalogue.")
 
 
 async def _load(entries: Iterable[catalogue.Entry], restock: bool) -> int:
     await wiring.app.migrate()
-    database = wiring.app.database()
-    try:
+    async with wiring.app.database() as database:
         return await catalogue.load(database, entries, restock=restock)
-    finally:
-        await database.close()
 
 
 def main() -> None:

@@ -71,23 +71,20 @@ def tls(tmp_path_factory: pytest.TempPathFactory, rabbitmq: Node) -> Iterator[Tl
     _certificate(folder, "server", "localhost", "DNS:localhost")
     _certificate(folder, "client", "warehouse", "DNS:warehouse")
     assert rabbitmq.port
-    node = Node(folder / "node", management=False)
-    node.start()
-    port = free_ports(1)[0]
-    files = ", ".join(
-        f'{{{option}, "{folder / name}"}}'
-        for option, name in (("cacertfile", "ca.pem"), ("certfile", "server.pem"), ("keyfile", "server.key"))
-    )
-    options = f"[{files}, {{verify, verify_peer}}, {{fail_if_no_peer_cert, false}}]"
-    plugin = [str(Path(str(node._sbin)) / "rabbitmq-plugins"), "enable", "rabbitmq_auth_mechanism_ssl"]
-    subprocess.run(plugin, env=node._environment(), cwd=node.folder, check=True, capture_output=True)
-    node.ctl("eval", " ".join(EXTERNAL.split()).replace("OPTIONS", options))
-    node.ctl("eval", f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, {options}, 1).')
-    node.ctl("add_user", "warehouse", "not the password")
-    node.ctl("set_permissions", "warehouse", ".*", ".*", ".*")
-    yield Tls(node, port, folder / "ca.pem", folder)
-    node.kill()
-    node.stop()
+    with Node(folder / "node", management=False) as node:  # stopped too if one of the steps below fails
+        port = free_ports(1)[0]
+        files = ", ".join(
+            f'{{{option}, "{folder / name}"}}'
+            for option, name in (("cacertfile", "ca.pem"), ("certfile", "server.pem"), ("keyfile", "server.key"))
+        )
+        options = f"[{files}, {{verify, verify_peer}}, {{fail_if_no_peer_cert, false}}]"
+        plugin = [str(Path(str(node._sbin)) / "rabbitmq-plugins"), "enable", "rabbitmq_auth_mechanism_ssl"]
+        subprocess.run(plugin, env=node._environment(), cwd=node.folder, check=True, capture_output=True)
+        node.ctl("eval", " ".join(EXTERNAL.split()).replace("OPTIONS", options))
+        node.ctl("eval", f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, {options}, 1).')
+        node.ctl("add_user", "warehouse", "not the password")
+        node.ctl("set_permissions", "warehouse", ".*", ".*", ".*")
+        yield Tls(node, port, folder / "ca.pem", folder)
 
 
 async def test_messages_pass_over_tls_with_the_authority_named_in_the_url(tls: Tls) -> None:
