@@ -3,14 +3,15 @@
 The layers, lowest first; a module imports lower layers only:
 
     0  errors clock settings
-    1  message outcome
+    1  message outcome fingerprint
     2  codec retry topology
     3  broker handlers schema database
     4  amqp/ management outbox inbox attempts deadletters idempotency
-    5  rabbitmq batching
-    6  relay worker timeline audit
-    7  app service node
-    8  cli
+    5  batching live properties
+    6  rabbitmq
+    7  relay worker timeline audit
+    8  app service node
+    9  cli
 
 What a program needs is exported here; everything else is internal.
 """

@@ -26,9 +26,10 @@ from hopline.batching import Groups
 from hopline.database import Database, Transaction
 from hopline.errors import CommitUnknown, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
+from hopline.live import read_queues
 from hopline.message import Catalog, type_of
 from hopline.outbox import Outbox
-from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher, read_queues
+from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher
 from hopline.relay import Relay
 from hopline.settings import Settings
 from hopline.timeline import Step, timeline

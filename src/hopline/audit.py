@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.database import Database, insert, now
 from hopline.handlers import Endpoint
-from hopline.rabbitmq import QueueReading
+from hopline.live import QueueReading
 from hopline.schema import dead_letters, endpoints, inbox, messages, outbox
 
 METRICS_LAG_SECONDS = 15.0

@@ -1,6 +1,6 @@
 """The dead letters: messages that are given up, parked whole where a person can see, mend and replay them.
 
-Invariant: what cannot be handled is here, committed under a unique fingerprint, before it is acknowledged.
+Invariant: what cannot be handled is here, committed under a unique identity, before it is acknowledged.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from hopline.clock import new_id
 from hopline.database import Transaction, insert, now
+from hopline.fingerprint import NO_CAUSE, Cause, fingerprint
 from hopline.message import Envelope
 from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, dead_letters, storable, storable_json
+
+NAME_CHARACTERS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,20 @@ class DeadLetter:
     stack: str
     properties: Mapping[str, object]
     body: bytes
+    cause: Cause = NO_CAUSE
 
     @property
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         """Equal for two deliveries of the same message and run; by content when it has no id."""
         if self.envelope is not None:
             return f"{self.queue}/{self.envelope.id}/{self.envelope.run}"
         return f"{self.queue}/{hashlib.sha256(repr(sorted(self.properties.items())).encode() + self.body).hexdigest()}"
+
+    @property
+    def type_name(self) -> str:
+        """The message type that the properties name, empty if none."""
+        named = self.envelope.type if self.envelope else str(self.properties.get("type", ""))
+        return storable(named[:NAME_CHARACTERS])
 
 
 async def park(tx: Transaction, letters: Sequence[DeadLetter]) -> None:
@@ -48,16 +58,21 @@ def _row(letter: DeadLetter) -> dict[str, object]:
     envelope = letter.envelope
     return {
         "id": new_id(),
-        "fingerprint": letter.fingerprint,
+        "identity": letter.identity,
         "queue": letter.queue,
         "endpoint": letter.endpoint,
         "message_id": envelope.id if envelope else None,
+        "type": letter.type_name,
+        "version": envelope.version if envelope else 0,
         "run": envelope.run if envelope else 0,
         "attempt": envelope.attempt if envelope else 0,
         "key": storable(envelope.key) if envelope else None,
         "reason": letter.reason,
         "error": storable(letter.error[:ERROR_CHARACTERS]),
         "stack": storable(letter.stack[-STACK_CHARACTERS:]),
+        "error_type": storable(letter.cause.error_type),
+        "frame": storable(letter.cause.frame),
+        "fingerprint": fingerprint(letter.cause, letter.reason, letter.type_name),
         "properties": storable_json(letter.properties),
         "body": letter.body,
     }

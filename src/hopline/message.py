@@ -62,6 +62,8 @@ class Envelope:
     """0, and one more per replay."""
     attempt: int = 0
     """0, and one more per retry within a run."""
+    suspect: bool = False
+    """Whether this send may kill its worker, so that it has to run alone."""
 
 
 def message(name: str, *, key: str, version: int = 1, optional: bool = False) -> Callable[[M], M]:

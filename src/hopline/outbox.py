@@ -96,9 +96,11 @@ async def store(tx: Transaction, sends: Sequence[Send], *, leased: set[str], lea
                 "destination": send.destination,
                 "run": send.envelope.run,
                 "attempt": send.envelope.attempt,
+                "suspect": send.envelope.suspect,
                 "sends": 0,
                 "sent_at": None,
-                "delay_seconds": lease_seconds if send.id in leased else send.delay_seconds,
+                "due_in_seconds": send.delay_seconds,
+                "next_in_seconds": lease_seconds if send.id in leased else send.delay_seconds,
             }
             for send in sends
         ],
@@ -172,7 +174,10 @@ async def count_unsent(connection: AsyncConnection, *, limit: int) -> int:
 
 @cache
 def _storing() -> sa.Executable:
-    return sa.insert(outbox).values(next_at=now(sa.bindparam("delay_seconds", type_=sa.Float)))
+    return sa.insert(outbox).values(
+        due_at=now(sa.bindparam("due_in_seconds", type_=sa.Float)),
+        next_at=now(sa.bindparam("next_in_seconds", type_=sa.Float)),
+    )
 
 
 @cache
@@ -220,5 +225,6 @@ def _send_of(row: sa.Row[Any]) -> tuple[Send, int]:
         headers=row.headers,
         run=row.run,
         attempt=row.attempt,
+        suspect=row.suspect,
     )
     return Send(row.send_id, envelope, row.destination, 0.0, new=False), row.sends

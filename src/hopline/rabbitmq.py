@@ -10,28 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeGuard
 
 import structlog
 
-from hopline import amqp, management
+from hopline import amqp
 from hopline.broker import Delivery, Publish, Published, Receive
-from hopline.clock import id_time
-from hopline.codec import CONTENT_TYPE
-from hopline.errors import BrokerUnavailable, TopologyMismatch, UsageError
-from hopline.message import Envelope
-from hopline.schema import storable
-from hopline.topology import Plan, Topology, compare
+from hopline.errors import TopologyMismatch, UsageError
+from hopline.live import CLOSE_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, declare
+from hopline.properties import describe, envelope_of, properties_of
+from hopline.topology import Topology
 
 HEARTBEAT_SECONDS = 10
-CONNECT_TIMEOUT_SECONDS = 10.0
-CLOSE_TIMEOUT_SECONDS = 3.0
 BACKOFF_FIRST_SECONDS = 0.2
 BACKOFF_CAP_SECONDS = 10.0
 WATCHDOG_SECONDS = 30.0
@@ -41,19 +34,6 @@ REBUILDS_BEFORE_TROUBLE = 3
 
 ALARM = "RabbitMQ blocks publishers: "
 """How the trouble of a memory or disk alarm begins."""
-
-VERSION_HEADER = "hopline-version"
-KEY_HEADER = "hopline-key"
-CAUSE_HEADER = "hopline-cause"
-RUN_HEADER = "hopline-run"
-ATTEMPT_HEADER = "hopline-attempt"
-_OWN_HEADERS = frozenset({VERSION_HEADER, KEY_HEADER, CAUSE_HEADER, RUN_HEADER, ATTEMPT_HEADER})
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-
-_PROPERTIES = (
-    "content_type", "content_encoding", "delivery_mode", "priority", "correlation_id", "reply_to", "expiration",
-    "message_id", "timestamp", "type", "user_id", "app_id", "headers",
-)  # fmt: skip
 
 log = structlog.get_logger("hopline.rabbitmq")
 
@@ -383,136 +363,9 @@ class Receipt:
     tag: int
 
 
-async def declare(channel: amqp.Channel, topology: Topology) -> None:
-    """Declares everything; TopologyMismatch if something exists with other arguments."""
-    name = ""
-    try:
-        for exchange in topology.exchanges:
-            name = exchange.name
-            await channel.declare_exchange(exchange.name, exchange.kind)
-        for queue in topology.queues:
-            name = queue.name
-            await channel.declare_queue(queue.name, arguments=queue.arguments)
-        for binding in topology.bindings:
-            name = binding.queue
-            await channel.bind_queue(binding.queue, binding.exchange, binding.routing_key)
-    except amqp.PreconditionFailed as error:
-        raise TopologyMismatch(name, error.text) from error
-
-
-@dataclass(frozen=True, slots=True)
-class QueueReading:
-    """What a queue holds: ready, and delivered but not acknowledged (None: cannot be read)."""
-
-    ready: int
-    unacked: int | None
-
-    @property
-    def is_empty(self) -> bool | None:
-        """None when unacknowledged deliveries cannot be ruled out."""
-        if self.ready or self.unacked:
-            return False
-        return None if self.unacked is None else True
-
-
-async def read_queues(broker_url: str, management_url: str, names: Sequence[str]) -> dict[str, QueueReading]:
-    """Reads the queues that exist. With the management API's URL unacknowledged deliveries are known; without it
-    only when a queue has no consumer (AMQP's passive declare). BrokerUnavailable if RabbitMQ does not answer."""
-    try:
-        if management_url:
-            vhost = amqp.parse_url(broker_url).vhost
-            return await asyncio.to_thread(_read_by_management, management_url, vhost, names)
-        return await _read_by_amqp(broker_url, names)
-    except (amqp.AMQPError, OSError, TimeoutError, ValueError) as error:
-        raise BrokerUnavailable(f"the queues cannot be read: {error}") from error
-
-
-def _read_by_management(management_url: str, vhost: str, names: Sequence[str]) -> dict[str, QueueReading]:
-    # A queue that says nothing of itself (it has no leader) is not known to be empty.
-    return {
-        row.name: QueueReading(0, None)
-        if row.messages_ready is None
-        else QueueReading(row.messages_ready, row.messages_unacknowledged)
-        for row in management.queues(management_url, vhost)
-        if row.name in names
-    }
-
-
-async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, QueueReading]:
-    connection = await amqp.connect(broker_url, name="hopline queue reading", timeout_seconds=CONNECT_TIMEOUT_SECONDS)
-    readings: dict[str, QueueReading] = {}
-    try:
-        for name in names:
-            channel = await connection.channel()  # a missing queue closes its channel
-            with suppress(amqp.NotFound):
-                state = await channel.declare_queue(name, passive=True)
-                readings[name] = QueueReading(state.messages, None if state.consumers else 0)
-                await channel.close()
-    finally:
-        await connection.close(CLOSE_TIMEOUT_SECONDS)
-    return readings
-
-
-async def plan(broker_url: str, management_url: str, declared: Topology) -> Plan:
-    """How the live broker differs from the declared topology; changes nothing.
-
-    UsageError without the management API's URL, BrokerUnavailable if it does not answer.
-    """
-    if not management_url:
-        raise UsageError(
-            "the live topology is read through RabbitMQ's management API: set HOPLINE_MANAGEMENT_URL "
-            "(http://user:password@host:15672; `rabbitmq-plugins enable rabbitmq_management` turns it on)"
-        )
-    try:
-        vhost = amqp.parse_url(broker_url).vhost
-        live = await asyncio.to_thread(management.live_topology, management_url, vhost)
-        queues = [each.name for each in compare(declared, live).changes if each.name in live.queues]
-        # RabbitMQ refreshes what the management API says of a quorum queue every 5 s: it must not be called empty.
-        readings = await _read_by_amqp(broker_url, queues) if queues else {}
-    except amqp.InvalidURL as error:
-        raise UsageError(f"HOPLINE_BROKER_URL cannot be used: {error}") from None
-    except (amqp.AMQPError, OSError, TimeoutError, ValueError) as error:
-        raise BrokerUnavailable(f"the live topology cannot be read: {error}") from error
-    return compare(declared, live.holding({name: reading.ready for name, reading in readings.items()}))
-
-
-async def add(broker_url: str, additions: Topology) -> None:
-    """Declares what is missing. TopologyMismatch if it has come meanwhile with other arguments."""
-    try:
-        connection = await amqp.connect(broker_url, name="hopline topology", timeout_seconds=CONNECT_TIMEOUT_SECONDS)
-        try:
-            await declare(await connection.channel(), additions)
-        finally:
-            await connection.close(CLOSE_TIMEOUT_SECONDS)
-    except (amqp.AMQPError, OSError, TimeoutError) as error:
-        raise BrokerUnavailable(f"the topology cannot be declared: {error}") from error
-
-
 def backoff_seconds(failures: int, chance: float) -> float:
     """Full jitter: evenly between nothing and a bound that doubles with each failure (`chance` is in [0, 1))."""
     return chance * min(BACKOFF_CAP_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(failures, 16))
-
-
-def properties_of(envelope: Envelope) -> amqp.Properties:
-    """The AMQP properties of an envelope (docs/reference/message-format.md)."""
-    headers: dict[str, Any] = {
-        **envelope.headers,
-        VERSION_HEADER: envelope.version,
-        KEY_HEADER: envelope.key,
-        RUN_HEADER: envelope.run,
-        ATTEMPT_HEADER: envelope.attempt,
-    }
-    if envelope.cause_id is not None:
-        headers[CAUSE_HEADER] = envelope.cause_id
-    return amqp.Properties(
-        content_type=CONTENT_TYPE,
-        headers=headers,
-        delivery_mode=2,
-        correlation_id=envelope.correlation_id,
-        message_id=envelope.id,
-        timestamp=int(envelope.created_at.timestamp()),
-        type=envelope.type,
-    )
 
 
 def delivery_of(queue: str, delivery: amqp.Delivery, settlement: Settlement) -> Delivery:
@@ -525,66 +378,3 @@ def delivery_of(queue: str, delivery: amqp.Delivery, settlement: Settlement) -> 
         receipt=Receipt(settlement, delivery.delivery_tag),
         describe=lambda: describe(delivery),
     )
-
-
-def envelope_of(delivery: amqp.Delivery) -> Envelope | None:
-    """The envelope in a delivery's properties, None if they lack an id or a type or have wrong kinds of values."""
-    try:
-        properties = delivery.properties
-    except amqp.AMQPError:
-        return None
-    identifier, type_name = properties.message_id, properties.type
-    headers: Mapping[str, Any] = properties.headers or {}
-    version, run, attempt = headers.get(VERSION_HEADER, 1), headers.get(RUN_HEADER, 0), headers.get(ATTEMPT_HEADER, 0)
-    cause = headers.get(CAUSE_HEADER)
-    if not type_name or not is_id(identifier) or (cause is not None and not is_id(cause)):
-        return None
-    if not all(isinstance(number, int) and 0 <= number < 1 << 31 for number in (version, run, attempt)):
-        return None
-    correlation = properties.correlation_id
-    return Envelope(
-        id=identifier,
-        type=type_name,
-        version=version,
-        key=storable(str(headers.get(KEY_HEADER, ""))[:255]),
-        correlation_id=correlation if is_id(correlation) else identifier,
-        cause_id=cause,
-        created_at=id_time(identifier),
-        body=delivery.body,
-        headers={
-            storable(name): storable(value)
-            for name, value in headers.items()
-            if name not in _OWN_HEADERS and isinstance(value, str)
-        },
-        run=run,
-        attempt=attempt,
-    )
-
-
-def is_id(value: object) -> TypeGuard[str]:
-    """Whether a value is a UUIDv7 in its canonical form of 36 characters."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
-
-
-def describe(delivery: amqp.Delivery) -> dict[str, object]:
-    """The raw properties of a delivery as JSON-able values, for a dead letter."""
-    try:
-        properties = delivery.properties
-    except amqp.AMQPError as error:
-        return {"unreadable": str(error), "exchange": delivery.exchange, "routing_key": delivery.routing_key}
-    values = {
-        name: _jsonable(getattr(properties, name)) for name in _PROPERTIES if getattr(properties, name) is not None
-    }
-    return {**values, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
-
-
-def _jsonable(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    if isinstance(value, bytes | bytearray):
-        return value.hex()
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -109,6 +109,8 @@ outbox = sa.Table(
     sa.Column("run", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("sends", sa.Integer, nullable=False, doc="sends that RabbitMQ returned or refused"),
+    sa.Column("suspect", sa.Boolean, nullable=False, server_default=sa.false(), doc="may kill its worker: runs alone"),
+    sa.Column("due_at", UtcTime, nullable=False, doc="when it was to be sent; later than now: scheduled"),
     sa.Column("next_at", UtcTime, doc="due time and lease in one; NULL: sent or cancelled"),
     sa.Column("sent_at", UtcTime, doc="when the confirm came; NULL with next_at NULL: cancelled"),
 )
@@ -153,29 +155,37 @@ dead_letters = sa.Table(
     "hopline_dead_letters",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("fingerprint", sa.String(255), nullable=False, unique=True, doc="one row per thing that died"),
+    sa.Column("identity", sa.String(255), nullable=False, unique=True, doc="one row per thing that died"),
     sa.Column("queue", sa.String(255), nullable=False),
     sa.Column("endpoint", sa.String(255), doc="NULL when no handler of this program was found"),
     sa.Column("message_id", Id, index=True),
+    sa.Column("type", sa.String(255), nullable=False, doc="empty when the properties name none"),
+    sa.Column("version", sa.Integer, nullable=False),
     sa.Column("run", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("key", sa.String(255), index=True),
     sa.Column("reason", sa.String(64), nullable=False),
     sa.Column("error", sa.Text, nullable=False),
     sa.Column("stack", sa.Text, nullable=False),
+    sa.Column("error_type", sa.String(255), nullable=False, doc="the exception's class; empty without one"),
+    sa.Column("frame", sa.String(255), nullable=False, doc="the first frame of the program's own code"),
+    sa.Column("fingerprint", sa.String(12), nullable=False, doc="what died of the same cause has the same"),
     sa.Column("properties", Json, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("dead_at", UtcTime, nullable=False),
-    sa.Column("resolution", sa.String(16), doc="NULL while parked; then replayed or discarded"),
+    sa.Column("resolution", sa.String(16), doc="NULL while parked; then replayed, edited or discarded"),
     sa.Column("resolved_at", UtcTime),
+    sa.Column("replaced_by", Id, doc="the new message that was made from it"),
 )
+sa.Index("hopline_dead_letters_parked", dead_letters.c.resolution, dead_letters.c.dead_at)
+sa.Index("hopline_dead_letters_group", dead_letters.c.fingerprint, dead_letters.c.dead_at)
 
 suspects = sa.Table(
     "hopline_suspects",
     metadata,
-    sa.Column("endpoint", sa.String(255), primary_key=True),
     sa.Column("message_id", Id, primary_key=True),
-    sa.Column("worker", sa.String(255), primary_key=True),
+    sa.Column("endpoint", sa.String(255), primary_key=True),
+    sa.Column("worker", sa.String(255), primary_key=True, doc="the instance that began to run it"),
     sa.Column("started_at", UtcTime, nullable=False),
 )
 
@@ -184,7 +194,8 @@ workers = sa.Table(
     metadata,
     sa.Column("instance", sa.String(255), primary_key=True),
     sa.Column("role", sa.String(32), nullable=False),
-    sa.Column("queues", sa.Text, nullable=False),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("state", Json, nullable=False, doc="what it says of itself: queues, links, pauses, work in hand"),
     sa.Column("started_at", UtcTime, nullable=False),
     sa.Column("heartbeat_at", UtcTime, nullable=False),
 )
@@ -196,6 +207,17 @@ endpoints = sa.Table(
     sa.Column("queue", sa.String(255), nullable=False),
     sa.Column("type", sa.String(255), nullable=False),
     sa.Column("since", UtcTime, nullable=False, doc="when its queue was first known to be bound"),
+)
+
+queue_losses = sa.Table(
+    "hopline_queue_losses",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("queue", sa.String(255), nullable=False),
+    sa.Column("found_by", sa.String(255), nullable=False),
+    sa.Column("lost_at", UtcTime, nullable=False, doc="when it was found missing or made anew"),
+    sa.Column("rescheduled", sa.Integer, nullable=False, doc="sends that were in it and are scheduled again"),
+    sa.Column("recovered_at", UtcTime, doc="NULL while sends from before may still turn up"),
 )
 
 idempotency = sa.Table(
@@ -215,7 +237,7 @@ audit_log = sa.Table(
     sa.Column("at", UtcTime, nullable=False),
     sa.Column("who", sa.String(255), nullable=False),
     sa.Column("action", sa.String(64), nullable=False),
-    sa.Column("target", sa.String(255), nullable=False),
+    sa.Column("target", sa.String(255), nullable=False, doc="what it was done to: dead-letter ID, send ID, …"),
     sa.Column("before_hash", sa.String(64)),
     sa.Column("after_hash", sa.String(64)),
     sa.Column("reason", sa.Text, nullable=False),

@@ -16,10 +16,10 @@ from hopline.clock import utcnow
 from hopline.database import Transaction
 from hopline.errors import CommitUnknown, UsageError
 from hopline.handlers import Handlers
+from hopline.live import read_queues
 from hopline.message import Envelope, message
 from hopline.node import Node
 from hopline.outcome import Done
-from hopline.rabbitmq import read_queues
 from hopline.retry import RetryPolicy
 from hopline.settings import Settings
 from hopline.timeline import ORIGIN_HEADER

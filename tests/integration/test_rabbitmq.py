@@ -13,9 +13,10 @@ import pytest
 from hopline import amqp
 from hopline.broker import Delivery, Publish, Published
 from hopline.errors import BrokerUnavailable, TopologyMismatch
+from hopline.live import read_queues
 from hopline.message import message
 from hopline.node import Node
-from hopline.rabbitmq import REBUILDS_BEFORE_TROUBLE, RabbitConsumer, RabbitPublisher, read_queues
+from hopline.rabbitmq import REBUILDS_BEFORE_TROUBLE, RabbitConsumer, RabbitPublisher
 from hopline.topology import Topology, build
 from tests.conftest import NodeFactory
 from tests.support.engine import envelope_for

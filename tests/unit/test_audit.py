@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hopline.audit import is_empty
-from hopline.rabbitmq import QueueReading
+from hopline.live import QueueReading
 
 EMPTY, FULL, UNKNOWN = QueueReading(0, 0), QueueReading(3, 0), QueueReading(0, None)
 

@@ -18,12 +18,13 @@ import pytest
 HOPLINE = """
     errors clock
     settings
-    message outcome
+    message outcome fingerprint
     codec retry topology
     broker handlers schema
     database
     amqp management outbox inbox attempts deadletters idempotency
-    rabbitmq batching
+    batching live properties
+    rabbitmq
     relay worker timeline audit
     app service node
     cli

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from hopline import rabbitmq
+from hopline import live
 from hopline.cli.context import AppOption, JsonOption, load
 from hopline.topology import Change, Plan, Topology, join
 
@@ -77,14 +77,14 @@ def _programs(app: str, also: list[str] | None) -> tuple[str, str, Topology]:
 
 
 async def _plan(broker_url: str, management_url: str, declared: Topology) -> Plan:
-    return await rabbitmq.plan(broker_url, management_url, declared)
+    return await live.plan(broker_url, management_url, declared)
 
 
 async def _apply(broker_url: str, management_url: str, declared: Topology) -> tuple[Plan, Plan]:
-    before = await rabbitmq.plan(broker_url, management_url, declared)
+    before = await live.plan(broker_url, management_url, declared)
     if before.count("missing"):
-        await rabbitmq.add(broker_url, before.additions)
-    return before, await rabbitmq.plan(broker_url, management_url, declared)
+        await live.add(broker_url, before.additions)
+    return before, await live.plan(broker_url, management_url, declared)
 
 
 def _print_plan(found: Plan) -> None:

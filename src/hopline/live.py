@@ -1,0 +1,124 @@
+"""The live broker, beside the declared topology: read its queues, compare, and declare what is missing.
+
+Nothing here deletes or replaces anything: what differs may hold messages. Each call opens a connection of its
+own, or asks RabbitMQ's management API, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from hopline import amqp, management
+from hopline.errors import BrokerUnavailable, TopologyMismatch, UsageError
+from hopline.topology import Plan, Topology, compare
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+CLOSE_TIMEOUT_SECONDS = 3.0
+
+
+async def declare(channel: amqp.Channel, topology: Topology) -> None:
+    """Declares everything; TopologyMismatch if something exists with other arguments."""
+    name = ""
+    try:
+        for exchange in topology.exchanges:
+            name = exchange.name
+            await channel.declare_exchange(exchange.name, exchange.kind)
+        for queue in topology.queues:
+            name = queue.name
+            await channel.declare_queue(queue.name, arguments=queue.arguments)
+        for binding in topology.bindings:
+            name = binding.queue
+            await channel.bind_queue(binding.queue, binding.exchange, binding.routing_key)
+    except amqp.PreconditionFailed as error:
+        raise TopologyMismatch(name, error.text) from error
+
+
+@dataclass(frozen=True, slots=True)
+class QueueReading:
+    """What a queue holds: ready, and delivered but not acknowledged (None: cannot be read)."""
+
+    ready: int
+    unacked: int | None
+
+    @property
+    def is_empty(self) -> bool | None:
+        """None when unacknowledged deliveries cannot be ruled out."""
+        if self.ready or self.unacked:
+            return False
+        return None if self.unacked is None else True
+
+
+async def read_queues(broker_url: str, management_url: str, names: Sequence[str]) -> dict[str, QueueReading]:
+    """Reads the queues that exist. With the management API's URL unacknowledged deliveries are known; without it
+    only when a queue has no consumer (AMQP's passive declare). BrokerUnavailable if RabbitMQ does not answer."""
+    try:
+        if management_url:
+            vhost = amqp.parse_url(broker_url).vhost
+            return await asyncio.to_thread(_read_by_management, management_url, vhost, names)
+        return await _read_by_amqp(broker_url, names)
+    except (amqp.AMQPError, OSError, TimeoutError, ValueError) as error:
+        raise BrokerUnavailable(f"the queues cannot be read: {error}") from error
+
+
+def _read_by_management(management_url: str, vhost: str, names: Sequence[str]) -> dict[str, QueueReading]:
+    # A queue that says nothing of itself (it has no leader) is not known to be empty.
+    return {
+        row.name: QueueReading(0, None)
+        if row.messages_ready is None
+        else QueueReading(row.messages_ready, row.messages_unacknowledged)
+        for row in management.queues(management_url, vhost)
+        if row.name in names
+    }
+
+
+async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, QueueReading]:
+    connection = await amqp.connect(broker_url, name="hopline queue reading", timeout_seconds=CONNECT_TIMEOUT_SECONDS)
+    readings: dict[str, QueueReading] = {}
+    try:
+        for name in names:
+            channel = await connection.channel()  # a missing queue closes its channel
+            with suppress(amqp.NotFound):
+                state = await channel.declare_queue(name, passive=True)
+                readings[name] = QueueReading(state.messages, None if state.consumers else 0)
+                await channel.close()
+    finally:
+        await connection.close(CLOSE_TIMEOUT_SECONDS)
+    return readings
+
+
+async def plan(broker_url: str, management_url: str, declared: Topology) -> Plan:
+    """How the live broker differs from the declared topology; changes nothing.
+
+    UsageError without the management API's URL, BrokerUnavailable if it does not answer.
+    """
+    if not management_url:
+        raise UsageError(
+            "the live topology is read through RabbitMQ's management API: set HOPLINE_MANAGEMENT_URL "
+            "(http://user:password@host:15672; `rabbitmq-plugins enable rabbitmq_management` turns it on)"
+        )
+    try:
+        vhost = amqp.parse_url(broker_url).vhost
+        live = await asyncio.to_thread(management.live_topology, management_url, vhost)
+        queues = [each.name for each in compare(declared, live).changes if each.name in live.queues]
+        # RabbitMQ refreshes what the management API says of a quorum queue every 5 s: it must not be called empty.
+        readings = await _read_by_amqp(broker_url, queues) if queues else {}
+    except amqp.InvalidURL as error:
+        raise UsageError(f"HOPLINE_BROKER_URL cannot be used: {error}") from None
+    except (amqp.AMQPError, OSError, TimeoutError, ValueError) as error:
+        raise BrokerUnavailable(f"the live topology cannot be read: {error}") from error
+    return compare(declared, live.holding({name: reading.ready for name, reading in readings.items()}))
+
+
+async def add(broker_url: str, additions: Topology) -> None:
+    """Declares what is missing. TopologyMismatch if it has come meanwhile with other arguments."""
+    try:
+        connection = await amqp.connect(broker_url, name="hopline topology", timeout_seconds=CONNECT_TIMEOUT_SECONDS)
+        try:
+            await declare(await connection.channel(), additions)
+        finally:
+            await connection.close(CLOSE_TIMEOUT_SECONDS)
+    except (amqp.AMQPError, OSError, TimeoutError) as error:
+        raise BrokerUnavailable(f"the topology cannot be declared: {error}") from error
