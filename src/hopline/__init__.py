@@ -2,12 +2,12 @@
 
 The layers, lowest first; a module imports lower layers only:
 
-    0  errors clock settings
+    0  errors clock settings failpoints
     1  message outcome fingerprint
-    2  codec retry topology
+    2  codec retry topology breaker
     3  broker handlers schema database
-    4  amqp/ management outbox inbox attempts deadletters idempotency
-    5  batching live properties
+    4  amqp/ management outbox inbox attempts deadletters idempotency suspects
+    5  batching live properties heartbeat recovery
     6  rabbitmq
     7  relay worker timeline audit
     8  app service node
@@ -26,6 +26,7 @@ from hopline.errors import (
     DatabaseContention,
     DatabaseError,
     DatabaseUnavailable,
+    DependencyDown,
     HoplineError,
     MessageError,
     MessageTooLarge,
@@ -59,6 +60,7 @@ __all__ = [
     "DatabaseUnavailable",
     "Dead",
     "Defer",
+    "DependencyDown",
     "Dialect",
     "Done",
     "EndpointAudit",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -26,10 +28,12 @@ from hopline.batching import Groups
 from hopline.database import Database, Transaction
 from hopline.errors import CommitUnknown, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
+from hopline.heartbeat import Heartbeat
 from hopline.live import read_queues
 from hopline.message import Catalog, type_of
 from hopline.outbox import Outbox
 from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher
+from hopline.recovery import found_missing, recover
 from hopline.relay import Relay
 from hopline.settings import Settings
 from hopline.timeline import Step, timeline
@@ -39,6 +43,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GroupFunction = Callable[[Transaction, list[Item]], Awaitable[Sequence[Result | Exception]]]
+
+RECOVERY_SECONDS = 5.0
+"""How often a process looks for queues that were lost."""
+DEAD_PREFETCH = 50
+"""Of the messages that RabbitMQ dead-lettered, which are few."""
 
 log = structlog.get_logger("hopline")
 
@@ -120,7 +129,10 @@ class Hopline:
             database = await stack.enter_async_context(self.database())
             await database.check(*self.tables)
             database.riders.append(outbox)
-            publisher = RabbitPublisher(self.settings.broker_url, self.topology, name=f"{instance} publish")
+            on_missing = partial(found_missing, database, found_by=instance)
+            publisher = RabbitPublisher(
+                self.settings.broker_url, self.topology, name=f"{instance} publish", on_missing=on_missing
+            )
             publisher.start()
             stack.push_async_callback(publisher.stop)
             optional = frozenset(declared.name for declared in self.catalog if declared.optional)
@@ -129,8 +141,11 @@ class Hopline:
             stack.push_async_callback(relay.stop)
             producer = Producer(instance, database, outbox, relay, publisher, self.settings)
             stack.push_async_callback(producer.drained)
-            registering = asyncio.create_task(self._register(database, publisher), name="register endpoints")
-            stack.push_async_callback(_cancelled, registering)
+            heartbeat = Heartbeat(database, instance, role, self.settings.heartbeat_seconds, state=producer.state)
+            heartbeat.start()
+            stack.push_async_callback(heartbeat.stop)
+            for work in (self._register(database, publisher), self._recover(database)):
+                stack.push_async_callback(_cancelled, asyncio.create_task(work))
             yield producer
 
     @asynccontextmanager
@@ -146,13 +161,14 @@ class Hopline:
                 self.settings.broker_url,
                 self.topology,
                 name=f"{producer.instance} consume",
-                queues=chosen,
-                prefetch=self.settings.prefetch,
+                prefetches=self._prefetches(chosen),
                 receive=worker.receive,
                 watchdog_seconds=self.settings.watchdog_seconds,
+                on_missing=partial(found_missing, producer.database, found_by=producer.instance),
             )
             worker.attach(consumer)
             consumer.start()
+            producer.says(lambda: {"queues": chosen, **worker.state()}, consume=consumer)
             try:
                 yield Working(producer, worker, consumer, tuple(chosen))
             finally:
@@ -177,6 +193,21 @@ class Hopline:
                     return await register(database, list(self.handlers))
                 except DatabaseError as error:
                     log.warning("the endpoints could not be registered yet", error=str(error))
+
+    async def _recover(self, database: Database) -> None:
+        """Sends again what was in queues that are gone."""
+        while True:
+            try:
+                while await recover(database, lease_seconds=self.settings.lease_seconds):
+                    pass
+            except DatabaseError as error:
+                log.warning("lost queues could not be looked at", error=str(error))
+            await asyncio.sleep(RECOVERY_SECONDS * random.uniform(0.8, 1.2))
+
+    def _prefetches(self, queues: Sequence[str]) -> dict[str, int]:
+        """What a worker takes of each queue, and of its dead letters."""
+        dead = {topology.dead_queue(queue): min(DEAD_PREFETCH, self.settings.prefetch) for queue in queues}
+        return {**dict.fromkeys(queues, self.settings.prefetch), **dead}
 
     def _chosen(self, queues: Sequence[str]) -> list[str]:
         known = self.handlers.queues()
@@ -221,6 +252,18 @@ class Producer:
         """One of them ends, with an exception, when only a person can help: the process should then stop."""
         self._settings = settings
         self._groups: list[Groups[Any, Any]] = []
+        self._links: dict[str, Link] = {"publish": publisher}
+        self._more: Callable[[], Mapping[str, object]] = dict
+
+    def says(self, more: Callable[[], Mapping[str, object]], **links: Link) -> None:
+        """Adds to what `state` says of this process."""
+        self._more = more
+        self._links |= links
+
+    def state(self) -> dict[str, object]:
+        """What this process says of itself (docs/reference/tables.md, `hopline_workers.state`)."""
+        links = {name: link.state() for name, link in self._links.items()}
+        return {"links": links, "unsent": self.outbox.unsent, **self._more()}
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """One write transaction; `tx.send(message)` in it is published after its commit."""

@@ -71,7 +71,19 @@ class Consumer(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether every queue is being consumed now."""
+        """Whether it is connected and takes what its limits allow."""
+        ...
+
+    @property
+    def prefetches(self) -> Mapping[str, int]:
+        """The queues that it consumes, each with how many unsettled deliveries it takes of it."""
+        ...
+
+    def limit(self, queue: str, prefetch: int | None) -> None:
+        """Takes at most so many of a queue from now on: 0 stops to consume it, None is its usual prefetch.
+
+        Returns at once. What was delivered before may still come, and stays to be settled.
+        """
         ...
 
     def owns(self, delivery: Delivery) -> bool:

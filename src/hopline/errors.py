@@ -10,6 +10,7 @@
     └── OutsideError               the outside world's failure: wait and try again
         ├── BrokerUnavailable      no connection to RabbitMQ
         ├── OutboxFull             too many unsent messages wait for RabbitMQ
+        ├── DependencyDown         raised by a handler: what it needs is down, so its queue pauses
         └── DatabaseError
             ├── DatabaseUnavailable    no connection to the database; nothing was committed
             ├── DatabaseContention     deadlock, lock timeout, serialisation failure; rolled back
@@ -100,6 +101,10 @@ class OutboxFull(OutsideError):
         self.unsent = unsent
         self.limit = limit
         self.retry_after_seconds = retry_after_seconds
+
+
+class DependencyDown(OutsideError):
+    """What a handler needs (a mail server, a partner's API) is down: raise it, and the handler's queue pauses."""
 
 
 class DatabaseError(OutsideError):

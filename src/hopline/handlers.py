@@ -5,6 +5,8 @@ work. Two more are told apart by their names: `tx` (database effects, in the gro
 `envelope` (`Envelope`, or `list[Envelope]` beside a list of messages). Without `tx` it is an effect handler:
 run concurrently with no transaction held, settled in one afterwards.
 
+An effect handler may be a plain function (`def`): it then runs in a thread and may block.
+
 An endpoint is a stable name (queue/type unless given), so that renaming a function re-runs nothing.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from hopline.errors import UsageError
 from hopline.message import MessageType, type_of
 from hopline.retry import RetryPolicy
 
-F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_DEADLINE_SECONDS = 30.0
 
@@ -33,13 +35,15 @@ class Endpoint:
     name: str
     queue: str
     type: MessageType
-    function: Callable[..., Awaitable[Any]]
+    function: Callable[..., Any]
     transactional: bool
     takes_list: bool
     takes_envelope: bool
     retry: RetryPolicy
     deadline_seconds: float
-    """For one message, or for one group of a transactional handler."""
+    """For one message, or for one group of a transactional handler; it covers all tries of an attempt."""
+    blocking: bool = False
+    """Whether it is a plain function, to be run in a thread."""
 
 
 class Handlers:
@@ -56,7 +60,7 @@ class Handlers:
         retry: RetryPolicy | None = None,
         deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
     ) -> Callable[[F], F]:
-        """Registers the decorated coroutine function for its message type on `queue`, which gets bound to it.
+        """Registers the decorated function for its message type on `queue`, which gets bound to it.
 
         `endpoint` is the stable name under which the inbox remembers what is done. Any fault in the signature
         is a UsageError at import time.
@@ -72,6 +76,9 @@ class Handlers:
                     f"{function.__qualname__} has the parameter {unknown[0]!r}; "
                     "after the message a handler may take 'tx' and 'envelope' only"
                 )
+            blocking = not inspect.iscoroutinefunction(function)
+            if blocking and "tx" in names:
+                raise UsageError(f"{function.__qualname__} has a 'tx', so it must be an 'async def' function")
             if takes_list and "tx" not in names:
                 raise UsageError(f"{function.__qualname__} takes a list but no 'tx': effects run one by one")
             self.add(
@@ -85,6 +92,7 @@ class Handlers:
                     takes_envelope="envelope" in names,
                     retry=retry or RetryPolicy(),
                     deadline_seconds=deadline_seconds,
+                    blocking=blocking,
                 )
             )
             return function
@@ -122,8 +130,6 @@ class Handlers:
 def _message_parameter(function: Callable[..., Any]) -> tuple[MessageType, bool]:
     """The message type that a handler takes, and whether it takes a list of it."""
     name = getattr(function, "__qualname__", repr(function))
-    if not inspect.iscoroutinefunction(function):
-        raise UsageError(f"{name} must be an 'async def' function")
     parameters = list(inspect.signature(function).parameters)
     if not parameters:
         raise UsageError(f"{name} takes no message")

@@ -7,7 +7,7 @@ own, or asks RabbitMQ's management API, and ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -34,6 +34,24 @@ async def declare(channel: amqp.Channel, topology: Topology) -> None:
             await channel.bind_queue(binding.queue, binding.exchange, binding.routing_key)
     except amqp.PreconditionFailed as error:
         raise TopologyMismatch(name, error.text) from error
+
+
+async def missing_queues(
+    connection: amqp.Connection, names: Sequence[str], *, doubtful: Collection[str] = ()
+) -> list[str]:
+    """The queues that do not exist; and of the doubtful ones also those that are empty: made anew, as it seems."""
+    missing = []
+    for name in names:
+        channel = await connection.channel()  # a missing queue closes its channel
+        try:
+            state = await channel.declare_queue(name, passive=True)
+        except amqp.NotFound:
+            missing.append(name)
+            continue
+        if name in doubtful and not state.messages:
+            missing.append(name)
+        await channel.close()
+    return missing
 
 
 @dataclass(frozen=True, slots=True)

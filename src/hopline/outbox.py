@@ -8,12 +8,14 @@ is known (sent), it was cancelled, or it is parked. Time is the database's alone
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hopline.clock import id_time, new_id
 from hopline.database import Dialect, Send, Transaction, as_table, insert, now, table_rows
 from hopline.errors import OutboxFull
 from hopline.message import Envelope
@@ -107,6 +109,26 @@ async def store(tx: Transaction, sends: Sequence[Send], *, leased: set[str], lea
     )
 
 
+async def again(tx: Transaction, queue: str, sends: Sequence[tuple[str, int, int]]) -> None:
+    """Inserts rows, due now, that send stored messages to one queue: (message id, run, attempt) each."""
+    rows = [
+        {
+            "id": new_id(),
+            "message_id": message_id,
+            "destination": queue,
+            "run": run,
+            "attempt": attempt,
+            "suspect": False,
+            "sends": 0,
+            "sent_at": None,
+            "due_in_seconds": 0.0,
+            "next_in_seconds": 0.0,
+        }
+        for message_id, run, attempt in sends
+    ]
+    await tx.execute(_storing(), rows)
+
+
 async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tuple[Send, int]]:
     """Leases up to `limit` due rows to this process: (send, failed sends so far), in due order."""
     due = (
@@ -160,6 +182,20 @@ async def give_up_lease(tx: Transaction, ids: Sequence[str]) -> None:
         await tx.execute(_unsent(tx.dialect).values(next_at=now()), _id_rows(ids))
 
 
+async def waiting(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> set[str]:
+    """The messages of which a send to this queue, of the same run and attempt, is unsent already."""
+    rows = [{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes]
+    found = await tx.rows(_waiting(tx.dialect), {"to_queue": queue, **table_rows(rows)})
+    return {row.message_id for row in found}
+
+
+async def first_sends(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> dict[str, datetime]:
+    """When each of the messages was first sent to this very queue, in this run; without those that never were."""
+    rows = [{"id": e.id, "run": e.run} for e in envelopes]
+    found = await tx.rows(_first_sends(tx.dialect), {"to_queue": queue, **table_rows(rows)})
+    return {row.message_id: id_time(row.first_id) for row in found}
+
+
 async def is_due(connection: AsyncConnection) -> bool:
     """Whether any row is due now; one look into the partial index."""
     query = sa.select(sa.literal(1)).select_from(outbox).where(outbox.c.next_at <= now()).limit(1)
@@ -185,6 +221,30 @@ def _marking(dialect: Dialect) -> sa.Executable:
     given = as_table(dialect, {"id": Id, "age": sa.Float()})
     mine = (outbox.c.id == given.c.id, outbox.c.sent_at.is_(None))
     return sa.update(outbox).where(*mine).values(next_at=None, sent_at=now(-given.c.age))
+
+
+@cache
+def _waiting(dialect: Dialect) -> sa.Select[Any]:
+    given = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
+    return sa.select(outbox.c.message_id).where(
+        outbox.c.message_id == given.c.id,
+        outbox.c.run == given.c.run,
+        outbox.c.attempt == given.c.attempt,
+        outbox.c.destination == sa.bindparam("to_queue"),
+        outbox.c.next_at.is_not(None),
+    )
+
+
+@cache
+def _first_sends(dialect: Dialect) -> sa.Select[Any]:
+    given = as_table(dialect, {"id": Id, "run": sa.Integer()})
+    first = sa.func.min(sa.cast(outbox.c.id, sa.String)).label("first_id")
+    mine = (outbox.c.message_id == given.c.id, outbox.c.run == given.c.run)
+    return (
+        sa.select(outbox.c.message_id, first)
+        .where(*mine, outbox.c.destination == sa.bindparam("to_queue"))
+        .group_by(outbox.c.message_id)
+    )
 
 
 def _unsent(dialect: Dialect) -> sa.Update:

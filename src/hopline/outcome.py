@@ -31,6 +31,8 @@ class Defer:
 
     delay_seconds: float
     reason: str = ""
+    pause: bool = False
+    """What the handler needs is down: its queue pauses, for a time that grows, and the message waits as long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Two connections, because a memory or disk alarm blocks the publishing one while 
 alive by one task: connect, declare the topology, work, and after any loss again, with full-jitter backoff.
 What was in flight then ends as Published.UNKNOWN, so that the outbox sends it again. A queue or exchange that
 exists with other arguments (406) is our mistake: it ends the task with TopologyMismatch; nothing is deleted.
+A queue that is missing is told of (`on_missing`) before it is declared anew: what was in it is lost.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ import structlog
 
 from hopline import amqp
 from hopline.broker import Delivery, Publish, Published, Receive
-from hopline.errors import TopologyMismatch, UsageError
-from hopline.live import CLOSE_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, declare
+from hopline.errors import OutsideError, TopologyMismatch, UsageError
+from hopline.live import CLOSE_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, declare, missing_queues
 from hopline.properties import describe, envelope_of, properties_of
 from hopline.topology import Topology
 
@@ -31,11 +32,21 @@ WATCHDOG_SECONDS = 30.0
 SECOND_LOOK_SECONDS = 1.0
 """A message that has just come may be ready for a moment: a consumer is idle only if it is so on two looks."""
 REBUILDS_BEFORE_TROUBLE = 3
+RESTORE_SECONDS = 5.0
+"""Returned messages have the topology declared again at most so often."""
 
 ALARM = "RabbitMQ blocks publishers: "
 """How the trouble of a memory or disk alarm begins."""
 
 log = structlog.get_logger("hopline.rabbitmq")
+
+OnMissing = Callable[[Sequence[str]], Awaitable[None]]
+"""Told of queues that are missing, or were made anew, before they are used; may raise OutsideError to be told again."""
+
+
+async def unheard(_queues: Sequence[str]) -> None:
+    """The OnMissing of a link whose owner has nothing to recover."""
+
 
 _OUTCOMES = {
     amqp.Published.CONFIRMED: Published.CONFIRMED,
@@ -48,7 +59,7 @@ _OUTCOMES = {
 class Link:
     """Keeps one connection with one channel alive. `start()` it, watch `ready`, `failed` and `trouble`, `stop()` it."""
 
-    def __init__(self, url: str, topology: Topology, *, name: str) -> None:
+    def __init__(self, url: str, topology: Topology, *, name: str, on_missing: OnMissing = unheard) -> None:
         try:
             amqp.parse_url(url)
         except amqp.InvalidURL as error:
@@ -61,6 +72,9 @@ class Link:
         self.reconnects = 0
         self._url = url
         self._topology = topology
+        self._on_missing = on_missing
+        self._doubtful: set[str] = set()
+        """Queues that RabbitMQ cancelled a consumer of: if they are empty now, they were made anew."""
         self._connection: amqp.Connection | None = None
         self._channel: amqp.Channel | None = None
         self._task: asyncio.Task[None] | None = None
@@ -89,6 +103,10 @@ class Link:
         """What a role does with a fresh channel."""
         raise NotImplementedError
 
+    def state(self) -> dict[str, object]:
+        """What an operator wants to know of it, as JSON-able values."""
+        return {"ready": self.ready, "trouble": self.trouble, "reconnects": self.reconnects}
+
     def lose(self, why: str) -> None:
         """Gives the connection up, to make a new one."""
         self.trouble = why
@@ -103,7 +121,7 @@ class Link:
                 self.trouble = str(error)
                 self.failed.set_exception(error)
                 return
-            except (amqp.AMQPError, OSError, TimeoutError) as error:
+            except (amqp.AMQPError, OSError, TimeoutError, OutsideError) as error:
                 self.trouble = f"cannot connect to RabbitMQ: {error}"
                 log.warning("broker unavailable", link=self.name, error=str(error), failures=failures)
                 await self._close()
@@ -128,11 +146,23 @@ class Link:
         )
         self._connection = connection
         connection.on_blocked = self._blocked
+        await self._restore(connection)
         channel = await connection.channel()
-        await declare(channel, self._topology)
         self.trouble = f"{ALARM}{connection.blocked}" if connection.blocked is not None else ""
         self._channel = channel
         await self.opened(channel)
+
+    async def _restore(self, connection: amqp.Connection) -> None:
+        """Declares the topology, on a channel of its own; tells of queues that are missing before that."""
+        names = [queue.name for queue in self._topology.queues]
+        missing = await missing_queues(connection, names, doubtful=self._doubtful)
+        if missing:
+            log.info("queues are missing, or were made anew", link=self.name, queues=missing)
+            await self._on_missing(missing)
+        self._doubtful.clear()
+        channel = await connection.channel()
+        await declare(channel, self._topology)
+        await channel.close()
 
     async def _until_lost(self) -> None:
         assert self._channel is not None
@@ -161,7 +191,11 @@ class Link:
 
 
 class RabbitPublisher(Link):
-    """The Publisher protocol."""
+    """The Publisher protocol. A returned message has it look whether a queue is missing."""
+
+    def __init__(self, url: str, topology: Topology, *, name: str, on_missing: OnMissing = unheard) -> None:
+        super().__init__(url, topology, name=name, on_missing=on_missing)
+        self._returned = asyncio.Event()
 
     async def opened(self, channel: amqp.Channel) -> None:
         """Confirms are on from the first publish."""
@@ -179,7 +213,31 @@ class RabbitPublisher(Link):
         outcomes = await channel.publish(outgoing, timeout_seconds=timeout_seconds)
         if amqp.Published.UNKNOWN in outcomes and not channel.closed and not self.trouble:
             self.lose("no confirm within the deadline")
+        if amqp.Published.RETURNED in outcomes:
+            self._returned.set()
         return [_OUTCOMES[outcome] for outcome in outcomes]
+
+    async def _until_lost(self) -> None:
+        restoring = asyncio.create_task(self._restore_when_returned(), name=f"topology {self.name}")
+        try:
+            await super()._until_lost()
+        finally:
+            restoring.cancel()
+            await asyncio.gather(restoring, return_exceptions=True)
+
+    async def _restore_when_returned(self) -> None:
+        while True:
+            await self._returned.wait()
+            connection = self._connection
+            try:
+                if connection is not None:
+                    await self._restore(connection)
+            except TopologyMismatch as error:
+                self.lose(str(error))  # the new link meets it again, and ends with it
+            except (amqp.AMQPError, TimeoutError, OutsideError) as error:
+                log.warning("the topology could not be declared again", link=self.name, error=str(error))
+            await asyncio.sleep(RESTORE_SECONDS)
+            self._returned.clear()
 
 
 class RabbitConsumer(Link):
@@ -196,22 +254,25 @@ class RabbitConsumer(Link):
         topology: Topology,
         *,
         name: str,
-        queues: Sequence[str],
-        prefetch: int,
+        prefetches: Mapping[str, int],
         receive: Receive,
         watchdog_seconds: float = WATCHDOG_SECONDS,
+        on_missing: OnMissing = unheard,
     ) -> None:
-        super().__init__(url, topology, name=name)
+        super().__init__(url, topology, name=name, on_missing=on_missing)
+        self.prefetches = dict(prefetches)
         self.rebuilds = 0
         """How often the watchdog had the link made again."""
         self._rebuilds_in_a_row = 0
         self._watchdog_seconds = watchdog_seconds
         self._delivered: Counter[str] = Counter()
         self._unsettled: Counter[str] = Counter()
-        self._queues = tuple(queues)
-        self._prefetch = prefetch
         self._receive = receive
-        self._tags: list[str] = []
+        self._limits: dict[str, int] = {}
+        self._consuming: dict[str, tuple[str, int]] = {}
+        """The consumer tag and the prefetch of every queue that is consumed."""
+        self._adjusting = asyncio.Lock()
+        self._to_adjust = asyncio.Event()
         self._settlement: Settlement | None = None
         self._taking = True
 
@@ -219,16 +280,25 @@ class RabbitConsumer(Link):
         """Starts to consume every queue."""
         self._settlement = Settlement(channel)
         self._unsettled = Counter()
-        self._tags = []
-        await channel.qos(self._prefetch)
-        for queue in self._queues if self._taking else ():
-            receive = self._receiver(queue, self._settlement)
-            self._tags.append(await channel.consume(queue, receive, on_cancel=self._cancelled))
+        self._consuming = {}
+        await self._adjust(channel)
         if self._rebuilds_in_a_row >= REBUILDS_BEFORE_TROUBLE:
             self.trouble = (
                 f"RabbitMQ has messages for this consumer and delivers none, after {self._rebuilds_in_a_row} new "
                 "connections; look at the queue's consumers and leader on the management pages"
             )
+
+    def limit(self, queue: str, prefetch: int | None) -> None:
+        """See broker.Consumer."""
+        if prefetch is None:
+            self._limits.pop(queue, None)
+        else:
+            self._limits[queue] = prefetch
+        self._to_adjust.set()
+
+    def state(self) -> dict[str, object]:
+        """See Link; with how often the watchdog had the link made again."""
+        return {**super().state(), "rebuilds": self.rebuilds}
 
     def owns(self, delivery: Delivery) -> bool:
         """See broker.Consumer."""
@@ -253,11 +323,39 @@ class RabbitConsumer(Link):
     async def stop_taking(self) -> None:
         """Cancels the consumers: no further delivery comes; what was delivered can still be settled."""
         self._taking = False
-        channel = self._channel
-        if channel is not None:
-            for tag in self._tags:
-                with suppress(amqp.AMQPError, TimeoutError):
+        if self._channel is not None:
+            with suppress(amqp.AMQPError, TimeoutError):
+                await self._adjust(self._channel)
+
+    async def _adjust(self, channel: amqp.Channel) -> None:
+        """Makes what is consumed what is wanted. A prefetch counts for the consumers that are made after it."""
+        async with self._adjusting:
+            for queue, usual in self.prefetches.items():
+                wanted = min(usual, self._limits.get(queue, usual)) if self._taking else 0
+                tag, prefetch = self._consuming.get(queue, ("", 0))
+                if wanted == prefetch:
+                    continue
+                if tag:
+                    del self._consuming[queue]
                     await channel.cancel(tag)
+                if wanted:
+                    assert self._settlement is not None
+                    await channel.qos(wanted)
+                    receive = self._receiver(queue, self._settlement)
+                    self._consuming[queue] = (
+                        await channel.consume(queue, receive, on_cancel=self._cancelled),
+                        wanted,
+                    )
+
+    async def _adjust_when_told(self) -> None:
+        while True:
+            await self._to_adjust.wait()
+            self._to_adjust.clear()
+            if self._channel is not None:
+                try:
+                    await self._adjust(self._channel)
+                except (amqp.AMQPError, TimeoutError) as error:
+                    self.lose(f"the consumers could not be changed: {error}")
 
     def _receiver(self, queue: str, settlement: Settlement) -> Callable[[list[amqp.Delivery]], None]:
         def received(deliveries: list[amqp.Delivery]) -> None:
@@ -270,20 +368,25 @@ class RabbitConsumer(Link):
     def _cancelled(self, consumer_tag: str) -> None:
         # The queue was deleted or its leader moved (RabbitMQ, "Consumer Cancel Notification"): the topology
         # has to be checked and every consumer made again.
+        self._doubtful |= {queue for queue, (tag, _) in self._consuming.items() if tag == consumer_tag}
         self.lose(f"RabbitMQ cancelled the consumer {consumer_tag}")
 
     async def _until_lost(self) -> None:
-        watchdog = asyncio.create_task(self._watch(), name=f"watchdog {self.name}")
+        loops = [
+            asyncio.create_task(self._watch(), name=f"watchdog {self.name}"),
+            asyncio.create_task(self._adjust_when_told(), name=f"limits {self.name}"),
+        ]
         try:
             await super()._until_lost()
         finally:
-            watchdog.cancel()
-            await asyncio.gather(watchdog, return_exceptions=True)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
 
     async def _watch(self) -> None:
         while self._taking:
             try:
-                idle = await self._given_nothing(self._queues, self._watchdog_seconds)
+                idle = await self._given_nothing(self._wanted(), self._watchdog_seconds)
                 idle = await self._given_nothing(idle, min(SECOND_LOOK_SECONDS, self._watchdog_seconds)) if idle else []
             except (amqp.AMQPError, TimeoutError) as error:
                 log.warning("the watchdog could not look", link=self.name, error=str(error))
@@ -297,6 +400,10 @@ class RabbitConsumer(Link):
             if self._rebuilds_in_a_row >= REBUILDS_BEFORE_TROUBLE:
                 self.trouble = ""
             self._rebuilds_in_a_row = 0
+
+    def _wanted(self) -> list[str]:
+        """The queues that should be consumed now."""
+        return [queue for queue in self.prefetches if self._limits.get(queue) != 0]
 
     async def _given_nothing(self, queues: Sequence[str], seconds: float) -> list[str]:
         """The queues that gave nothing for so long, of which nothing is unsettled, and that have messages ready."""

@@ -53,6 +53,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """RabbitMQ's consumer_timeout (30 minutes unless the operator changed it); deadlines are checked against it."""
     watchdog_seconds: float = 30.0
     """A queue with messages ready that gives an idle consumer none for so long has it connect again."""
+    pause_first_seconds: float = 1.0
+    """How long a queue pauses when its handler finds that what it needs is down; doubled each time in a row."""
+    pause_cap_seconds: float = 60.0
+    """The longest such pause."""
+    heartbeat_seconds: float = 2.0
+    """How often each process writes that it is alive; after four times as long without it counts as dead."""
+    unknown_type_seconds: float = 3600.0
+    """How long messages of a type or version that the worker does not know are deferred before they are parked."""
     drain_seconds: float = 20.0
     """How long a stopping process may take to finish what it has begun."""
     log_json: bool = False
@@ -92,3 +100,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{PREFIX}{name.upper()} must be at least 1")
+        for name in ("pause_first_seconds", "pause_cap_seconds", "heartbeat_seconds"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{PREFIX}{name.upper()} must be above 0")

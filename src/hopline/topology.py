@@ -23,6 +23,7 @@ from hopline.errors import UsageError
 EXCHANGE = "hopline"
 DIRECT_EXCHANGE = "hopline.to"
 DEAD_EXCHANGE = "hopline.dead"
+DEAD_SUFFIX = ".dead"
 DELIVERY_LIMIT = 20
 QUEUE_NAME_BYTES = 250
 """AMQP allows 255, and `.dead` needs five."""
@@ -65,7 +66,12 @@ class Topology:
 
 def dead_queue(queue: str) -> str:
     """The name of the queue that takes what RabbitMQ dead-letters from `queue`."""
-    return f"{queue}.dead"
+    return f"{queue}{DEAD_SUFFIX}"
+
+
+def base_queue(queue: str) -> str:
+    """The queue that a `.dead` queue belongs to; any other queue itself."""
+    return queue.removesuffix(DEAD_SUFFIX)
 
 
 def build(subscriptions: Iterable[tuple[str, str]]) -> Topology:
@@ -91,7 +97,7 @@ def join(topologies: Iterable[Topology]) -> Topology:
 
 def check_queue_name(name: str) -> None:
     """UsageError unless the name is one that RabbitMQ and the `.dead` convention can take."""
-    if not name or name.startswith("amq.") or name.endswith(".dead") or any(c.isspace() for c in name):
+    if not name or name.startswith("amq.") or name.endswith(DEAD_SUFFIX) or any(c.isspace() for c in name):
         raise UsageError(f"{name!r} is no queue name: not empty, no blanks, not 'amq.…', not '….dead'")
     if len(name.encode()) > QUEUE_NAME_BYTES:
         raise UsageError(f"the queue name {name[:40]!r}… is longer than 250 bytes")

@@ -1,7 +1,7 @@
 """The queue `emails`: a mail for every decided order and every new user. Effects: at least once, with a stable id.
 
-A mail server that is down costs retries over hours, nothing else; one that refuses a mail for good (5xx)
-parks the message, with the server's answer as its reason.
+A mail server that is down pauses the queue and costs no attempt; one that refuses a mail for good (5xx) parks
+the message, with the server's answer as its reason.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from hopline import Dead, Done, Envelope, Handlers, RetryPolicy
 from orders import letters
 from orders.domain import Customer
-from orders.mailer import Mailer, MailRefused
+from orders.mailer import Mailer, MailRefused, MailServerDown
 from orders.messages import OrderConfirmed, OrderRejected, UserWelcomed
 
-RETRY = RetryPolicy(attempts=100, first_seconds=1.0, cap_seconds=300.0)
-"""About 8 hours: a short outage is over within seconds of its end, a long one is not hammered."""
+RETRY = RetryPolicy(attempts=100, first_seconds=1.0, cap_seconds=300.0, immediate=0, pause=(MailServerDown,))
+"""About 8 hours for a mail that the server takes no time for; while the server is down the queue pauses instead."""
 
 
 def handlers(mailer: Mailer) -> Handlers:

@@ -27,6 +27,9 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 15.0
 """For one answer of the server. With the two above it stays below a handler's deadline of 30 s, mostly."""
 
+SHUTTING_DOWN = 421
+"""Service not available, closing transmission channel (RFC 5321, 4.2.3)."""
+
 DEFAULT_URL = "smtp://127.0.0.1:1025"
 DEFAULT_FROM = "Orders <orders@example.com>"
 
@@ -37,6 +40,10 @@ class MailRefused(Exception):
 
 class MailUnavailable(Exception):
     """No connection, a broken one, or a 4xx: the same mail may go through later."""
+
+
+class MailServerDown(MailUnavailable):
+    """No connection can be made, or the server says that it is not available (421): no mail will go through now."""
 
 
 class Mailer:
@@ -90,7 +97,10 @@ class Mailer:
             async with self._slot():
                 return await self._send(to, mail)
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
-            raise MailUnavailable(f"{self._host}:{self._port}: {str(error) or type(error).__name__}") from error
+            raise MailUnavailable(self._told(error)) from error
+
+    def _told(self, error: Exception) -> str:
+        return f"{self._host}:{self._port}: {str(error) or type(error).__name__}"
 
     async def _send(self, to: str, mail: bytes) -> str:
         while self._idle:
@@ -139,10 +149,13 @@ class Mailer:
             tls_context=None if self._scheme == "smtp" else ssl.create_default_context(),
             local_hostname="localhost" if self._host in ("localhost", "127.0.0.1", "::1") else None,
         )
-        with _closing_on_error(connection):
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await connection.connect()
-                await connection.ehlo()
+        try:
+            with _closing_on_error(connection):
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await connection.connect()
+                    await connection.ehlo()
+        except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
+            raise MailServerDown(self._told(error)) from error
         return connection
 
     @asynccontextmanager
@@ -175,6 +188,8 @@ class _closing_on_error:  # noqa: N801 - a context manager, spelled like a funct
 def _refusal(command: str, code: int, message: str) -> Exception:
     """5xx is for good, except 5xx that say 'not now' in disguise: there are none that we know (RFC 5321, 4.2.1)."""
     text = f"{command} was answered {code} {message}"
+    if code == SHUTTING_DOWN:
+        return MailServerDown(text)
     return MailRefused(text) if 500 <= code < 600 else MailUnavailable(text)
 
 

@@ -49,7 +49,7 @@ def program(database_url: str, broker_url: str, node: Node) -> Hopline:
         await tx.execute(sa.insert(counted), [{"id": one.id} for one in made])
         return [Counted(one.id) for one in made]
 
-    @handlers.on("letters", retry=RetryPolicy(first_seconds=0.05))
+    @handlers.on("letters", retry=RetryPolicy(first_seconds=0.05, immediate=0))
     async def write(one: Counted, envelope: Envelope) -> Done:
         if one.id == "unlucky" and one.id not in failed:
             failed.add(one.id)

@@ -48,7 +48,9 @@ async def consuming(
     queues: Sequence[str] = ("apples", "pears"),
     prefetch: int = 100,
 ) -> AsyncIterator[RabbitConsumer]:
-    consumer = RabbitConsumer(url, TOPOLOGY, name="test consume", queues=queues, prefetch=prefetch, receive=receive)
+    consumer = RabbitConsumer(
+        url, TOPOLOGY, name="test consume", prefetches=dict.fromkeys(queues, prefetch), receive=receive
+    )
     consumer.start()
     try:
         await wait_until(lambda: consumer.ready)
@@ -231,8 +233,7 @@ def forgotten(url: str, receive: Callable[[list[Delivery]], None], watchdog_seco
         url,
         TOPOLOGY,
         name="test consume",
-        queues=["apples", "pears"],
-        prefetch=100,
+        prefetches={"apples": 100, "pears": 100},
         receive=receive,
         watchdog_seconds=watchdog_seconds,
     )
@@ -290,8 +291,7 @@ async def test_a_consumer_that_is_busy_or_has_nothing_to_do_is_left_alone(broker
         broker_url,
         TOPOLOGY,
         name="test consume",
-        queues=["apples", "pears"],
-        prefetch=1,
+        prefetches={"apples": 1, "pears": 1},
         receive=received.extend,
         watchdog_seconds=0.05,
     )

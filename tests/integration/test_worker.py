@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from hopline import schema
 from hopline.broker import Delivery
+from hopline.clock import utcnow
 from hopline.database import Database, Transaction
 from hopline.errors import DatabaseContention
 from hopline.handlers import Handlers
@@ -211,10 +213,10 @@ async def test_the_last_attempt_parks_the_message_with_its_story(
 
 
 async def test_what_no_handler_can_take_is_parked_with_its_bytes(database_url: str) -> None:
-    unknown = envelope_for(Seen("a"))
+    old = envelope_for(Made("a"), created_at=utcnow() - timedelta(days=15))
     broken = envelope_for(Made("b"), body=b"\xff{")
     deliveries = [
-        delivery_for("things", unknown),
+        delivery_for("things", old),
         delivery_for("things", broken),
         Delivery("things", b"raw", None, False, "channel 1", lambda: {"app_id": "stranger"}),
         Delivery("things", b"raw", None, True, "channel 1", lambda: {"app_id": "stranger"}),
@@ -225,7 +227,7 @@ async def test_what_no_handler_can_take_is_parked_with_its_bytes(database_url: s
 
         letters = {row.reason: row for row in await rows(database, schema.dead_letters) if row.message_id}
         strangers = [row for row in await rows(database, schema.dead_letters) if row.message_id is None]
-    assert set(letters) == {"unknown-type", "undecodable"}
+    assert set(letters) == {"too-old", "undecodable"}
     assert letters["undecodable"].body == b"\xff{"
     assert [(row.body, row.properties) for row in strangers] == [(b"raw", {"app_id": "stranger"})]
     assert len(consumer.settled) == 4

@@ -44,6 +44,11 @@ class ScriptedConsumer:
     ready: bool = True
     settled: list[Delivery] = field(default_factory=list)
     lost: set[object] = field(default_factory=set)
+    prefetches: dict[str, int] = field(default_factory=lambda: {"things": 100})
+    limits: list[tuple[str, int | None]] = field(default_factory=list)
+
+    def limit(self, queue: str, prefetch: int | None) -> None:
+        self.limits.append((queue, prefetch))
 
     def owns(self, delivery: Delivery) -> bool:
         return delivery.receipt not in self.lost

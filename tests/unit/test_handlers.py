@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hopline.database import Transaction
 from hopline.errors import UsageError
 from hopline.handlers import Handlers
 from hopline.message import Envelope, message
@@ -61,7 +62,7 @@ async def no_annotation(made) -> None: ...  # type: ignore[no-untyped-def]
 async def unknown_parameter(made: Made, database: Any) -> None: ...
 async def list_of_effects(made: list[Made]) -> None: ...
 async def no_type(made: str) -> None: ...
-def not_async(made: Made) -> None: ...
+def not_async(made: Made, tx: Transaction) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def not_async(made: Made) -> None: ...
         (unknown_parameter, "'database'"),
         (list_of_effects, "one by one"),
         (no_type, "no message type"),
-        (not_async, "async def"),
+        (not_async, "must be an 'async def'"),
     ],
 )
 def test_a_fault_in_the_signature_is_told_at_once(function: Any, says: str) -> None:

@@ -17,13 +17,13 @@ import pytest
 
 HOPLINE = """
     errors clock
-    settings
+    settings failpoints
     message outcome fingerprint
-    codec retry topology
+    codec retry topology breaker
     broker handlers schema
     database
-    amqp management outbox inbox attempts deadletters idempotency
-    batching live properties
+    amqp management outbox inbox attempts deadletters idempotency suspects
+    batching live properties heartbeat recovery
     rabbitmq
     relay worker timeline audit
     app service node

@@ -1,0 +1,57 @@
+"""The circuit breaker of one handler: whether what it needs is taken to be up. Pure; time is an argument.
+
+    closed ──a message finds it down──▶ open ──its time is over──▶ probing ──one message is handled──▶ closed
+                                          ▲                           │
+                                          └──────found down again─────┘   (for twice as long, up to the cap)
+
+While open nothing is handled; while probing one message is tried at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["closed", "open", "probing"]
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Times are seconds of one monotonic clock."""
+
+    first_seconds: float = 1.0
+    cap_seconds: float = 60.0
+    state: State = "closed"
+    reason: str = ""
+    """What the handler said when it found it down."""
+    until: float = 0.0
+    """While open: when a message may be tried."""
+    openings: int = 0
+    """How often in a row it was found down."""
+
+    def found_down(self, reason: str, now: float, random: float) -> bool:
+        """A message found it down; True if that opens it. One that began before it opened changes nothing."""
+        if self.state == "open":
+            return False
+        pause = min(self.cap_seconds, self.first_seconds * 2.0 ** min(self.openings, 30))
+        self.state, self.reason, self.openings = "open", reason, self.openings + 1
+        self.until = now + pause * (0.8 + 0.4 * random)
+        return True
+
+    def waited(self, now: float) -> bool:
+        """Time has passed; True if it is over, and messages are tried one at a time."""
+        if self.state != "open" or now < self.until:
+            return False
+        self.state = "probing"
+        return True
+
+    def found_up(self) -> bool:
+        """A message was handled; True if that closes it. One that began before it opened proves nothing."""
+        if self.state != "probing":
+            return False
+        self.state, self.reason, self.openings = "closed", "", 0
+        return True
+
+    def remaining_seconds(self, now: float) -> float:
+        """How long it stays open; 0 if it is not."""
+        return max(0.0, self.until - now) if self.state == "open" else 0.0

@@ -1,0 +1,102 @@
+"""Each process says that it is alive: one row, renewed every few seconds, gone after a clean stop.
+
+It beats in a thread with a connection of its own, so that it says "the process is alive" and not "its loop is
+free": a handler that computes for a minute must not look like one that has killed its process. An old heartbeat
+that does not move is therefore a process that died (or is frozen as a whole).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
+
+import sqlalchemy as sa
+import structlog
+
+from hopline.database import Database, Transaction, insert, now
+from hopline.errors import DatabaseError
+from hopline.schema import storable_json, workers
+from hopline.suspects import clear_worker
+
+STOP_SECONDS = 5.0
+STATE_SECONDS = 0.5
+"""How often the loop writes down what the thread tells; older than a few of these, the loop is blocked."""
+
+VERSION = version("hopline")
+
+log = structlog.get_logger("hopline.heartbeat")
+
+State = Callable[[], Mapping[str, object]]
+
+
+class Heartbeat:
+    """Beats from `start()` to `stop()`. `state` is called in the loop, and says what the process is doing."""
+
+    def __init__(self, database: Database, instance: str, role: str, interval_seconds: float, *, state: State) -> None:
+        self.instance = instance
+        self._url = database.url
+        self._role = role
+        self._interval_seconds = interval_seconds
+        self._state = state
+        self._latest: tuple[float, Mapping[str, object]] = (time.monotonic(), {})
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat {instance}", daemon=True)
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def loop_lag_seconds(self) -> float:
+        """How long ago the loop was last free; a few times STATE_SECONDS is a loop that is blocked."""
+        return max(0.0, time.monotonic() - self._latest[0] - STATE_SECONDS)
+
+    def start(self) -> None:
+        """Begins to beat; returns at once."""
+        self._watching = asyncio.create_task(self._watch(), name="heartbeat state")
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Takes the row and this instance's marks back: it stops in order."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        self._stopping.set()
+        await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+
+    async def _watch(self) -> None:
+        while True:
+            self._latest = (time.monotonic(), self._state())
+            await asyncio.sleep(STATE_SECONDS)
+
+    def _run(self) -> None:
+        asyncio.run(self._beat_until_stopped())
+
+    async def _beat_until_stopped(self) -> None:
+        database = Database(self._url)
+        try:
+            while not self._stopping.is_set():
+                await self._quietly(database, self._beat)
+                await asyncio.to_thread(self._stopping.wait, self._interval_seconds)
+            await self._quietly(database, self._sign_off)
+        finally:
+            await database.close()
+
+    async def _quietly(self, database: Database, work: Callable[[Transaction], Awaitable[None]]) -> None:
+        """A database that is down is told by everything else; the row is renewed when it works again."""
+        try:
+            async with database.transaction() as tx:
+                await work(tx)
+        except DatabaseError as error:
+            log.info("no heartbeat could be written", error=str(error))
+
+    async def _beat(self, tx: Transaction) -> None:
+        said = {**self._latest[1], "loop_lag_seconds": round(self.loop_lag_seconds, 1)}
+        row = {"instance": self.instance, "role": self._role, "version": VERSION, "state": storable_json(said)}
+        statement = insert(tx.dialect, workers).values(**row, started_at=now(), heartbeat_at=now())
+        renewed = {"state": statement.excluded.state, "heartbeat_at": now()}
+        await tx.execute(statement.on_conflict_do_update(index_elements=[workers.c.instance], set_=renewed))
+
+    async def _sign_off(self, tx: Transaction) -> None:
+        await clear_worker(tx, self.instance)
+        await tx.execute(sa.delete(workers).where(workers.c.instance == self.instance))

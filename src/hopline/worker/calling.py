@@ -1,0 +1,201 @@
+"""Calling a handler: its arguments, its deadline, its tries at once, and what its answer means.
+
+Whatever a handler raises becomes an outcome here, except the database's own failures: those are not the
+message's fault and run the whole transaction again. A coroutine runs in the loop; a plain function (`def`, for
+effects) runs in a thread, so that it may block without stopping the heartbeats of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from hopline.broker import Delivery
+from hopline.database import Transaction
+from hopline.errors import DatabaseError, UsageError
+from hopline.handlers import Endpoint
+from hopline.message import Envelope, is_message
+from hopline.outcome import Dead, Defer, Done, Outcome, Retry
+from hopline.retry import again_at_once, decide
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """A decoded delivery on its way through a lane."""
+
+    delivery: Delivery
+    envelope: Envelope
+    message: msgspec.Struct
+    suspect: bool = False
+    """Whether it runs alone, because it may have killed a worker before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What one attempt of a handler came to: its outcome, and the messages that it returned."""
+
+    outcome: Outcome
+    sends: tuple[msgspec.Struct, ...] = ()
+    error: BaseException | None = None
+    seconds: float = 0.0
+
+    @property
+    def error_text(self) -> str:
+        """The exception, or what the outcome itself says, in one line."""
+        if self.error is not None:
+            return f"{type(self.error).__name__}: {self.error}"
+        match self.outcome:
+            case Retry(reason=reason) | Defer(reason=reason):
+                return reason
+            case Dead(reason=reason, detail=detail):
+                return f"{reason}: {detail}" if detail else reason
+            case Done(note=note):
+                return note
+
+
+class MemberFailed(Exception):
+    """One member of a group did not end as Done: the group has to run again with savepoints."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+        """Whether the connection may be unusable (a handler ran into its deadline): no savepoints then."""
+
+
+async def call_group(endpoint: Endpoint, tx: Transaction, members: list[Member]) -> list[tuple[Member, Handled]]:
+    """Calls the handler for all members; MemberFailed as soon as one does not end as Done."""
+    if endpoint.takes_list:
+        return await _call_list_together(endpoint, tx, members)
+    done: list[tuple[Member, Handled]] = []
+    for member in members:
+        handled = await _attempt(partial(_try, endpoint, tx, member), endpoint, member, tries_at_once=False)
+        if not isinstance(handled.outcome, Done):
+            raise MemberFailed(alone=isinstance(handled.error, TimeoutError))
+        done.append((member, handled))
+    return done
+
+
+async def call_apart(endpoint: Endpoint, tx: Transaction, member: Member) -> Handled:
+    """Calls the handler for one member, each try in a savepoint that is undone unless it ends as Done."""
+
+    async def try_once() -> Handled:
+        async with tx.savepoint() as savepoint:
+            handled = await _try(endpoint, tx, member)
+            if not isinstance(handled.outcome, Done):
+                await savepoint.undo()
+        return handled
+
+    return await _attempt(try_once, endpoint, member)
+
+
+async def call_effect(endpoint: Endpoint, member: Member) -> Handled:
+    """Calls a handler without a transaction for one member."""
+    return await _attempt(partial(_try, endpoint, None, member), endpoint, member)
+
+
+async def _call_list_together(
+    endpoint: Endpoint, tx: Transaction, members: list[Member]
+) -> list[tuple[Member, Handled]]:
+    started = time.perf_counter()
+    try:
+        async with _deadline(endpoint):
+            results = await _call_list(endpoint, tx, members)
+    except DatabaseError:
+        raise
+    except Exception as error:
+        raise MemberFailed(alone=isinstance(error, TimeoutError)) from error
+    seconds = time.perf_counter() - started
+    return [(member, replace(handled, seconds=seconds)) for member, handled in zip(members, results, strict=True)]
+
+
+async def _attempt(
+    try_once: Callable[[], Awaitable[Handled]], endpoint: Endpoint, member: Member, *, tries_at_once: bool = True
+) -> Handled:
+    """One attempt within the deadline: a try, and a few more at once if the policy says so. The last one counts."""
+    started = time.perf_counter()
+    tries = 0
+    try:
+        async with _deadline(endpoint):
+            while True:
+                tries += 1
+                try:
+                    return replace(await try_once(), seconds=time.perf_counter() - started)
+                except DatabaseError:
+                    raise
+                except Exception as error:
+                    if not tries_at_once or not again_at_once(error, tries, endpoint.retry):
+                        raise
+    except DatabaseError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a handler raises is an attempt that failed
+        outcome = decide(error, member.envelope.attempt, endpoint.retry, random.random())
+        return Handled(outcome, error=error, seconds=time.perf_counter() - started)
+
+
+async def _try(endpoint: Endpoint, tx: Transaction | None, member: Member) -> Handled:
+    """Calls the handler once for one member; what it raises passes through."""
+    if endpoint.takes_list:
+        assert tx is not None
+        (handled,) = await _call_list(endpoint, tx, [member])
+        return handled
+    arguments: dict[str, Any] = {"envelope": member.envelope} if endpoint.takes_envelope else {}
+    if tx is not None:
+        tx.cause = member.envelope
+        arguments["tx"] = tx
+    if endpoint.blocking:
+        return handled_of(await asyncio.to_thread(endpoint.function, member.message, **arguments), endpoint)
+    return handled_of(await endpoint.function(member.message, **arguments), endpoint)
+
+
+async def _call_list(endpoint: Endpoint, tx: Transaction, members: list[Member]) -> list[Handled]:
+    """Calls a handler that takes a list; its answer is one entry a member, in order, or None for 'all done'."""
+    arguments = {"envelope": [member.envelope for member in members]} if endpoint.takes_envelope else {}
+    answer = await endpoint.function([member.message for member in members], tx=tx, **arguments)
+    if answer is None:
+        return [Handled(Done())] * len(members)
+    if not isinstance(answer, list) or len(answer) != len(members):
+        raise UsageError(
+            f"{endpoint.function.__qualname__} got {len(members)} messages and must return None "
+            f"or a list of as many outcomes or messages, not {str(answer)[:100]}"
+        )
+    return [handled_of(one, endpoint) for one in answer]
+
+
+@asynccontextmanager
+async def _deadline(endpoint: Endpoint) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(endpoint.deadline_seconds):
+            yield
+    except TimeoutError as error:
+        raise TimeoutError(
+            f"the handler of {endpoint.name} or something in it ran into its deadline "
+            f"({endpoint.deadline_seconds:g} s): {error}"
+        ) from error
+
+
+def handled_of(answer: object, endpoint: Endpoint) -> Handled:
+    """What a handler's return value means: nothing, an outcome, a message, or several messages."""
+    if answer is None:
+        return Handled(Done())
+    if isinstance(answer, Done | Retry | Defer | Dead):
+        return Handled(answer)
+    if is_message(answer):
+        assert isinstance(answer, msgspec.Struct)
+        return Handled(Done(), (answer,))
+    if isinstance(answer, list | tuple):
+        outcomes = [one for one in answer if isinstance(one, Done)]
+        sends = tuple(one for one in answer if is_message(one))
+        if len(outcomes) + len(sends) == len(answer) and len(outcomes) <= 1:
+            return Handled(outcomes[0] if outcomes else Done(), sends)
+    raise UsageError(
+        f"{endpoint.function.__qualname__} returned {type(answer).__name__}; "
+        "return None, an outcome, a message, or a list of messages"
+    )

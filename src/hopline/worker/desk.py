@@ -1,0 +1,201 @@
+"""What all lanes of a worker share: the database, the consumer, who this worker is, and how outcomes are stored."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+
+from hopline import attempts, inbox, outbox, suspects
+from hopline.attempts import Attempt
+from hopline.broker import Consumer, Delivery
+from hopline.clock import utcnow
+from hopline.database import Database, Transaction
+from hopline.deadletters import DeadLetter, park
+from hopline.errors import DatabaseError, DatabaseUnavailable
+from hopline.fingerprint import cause_of
+from hopline.handlers import Endpoint
+from hopline.inbox import Finished
+from hopline.message import Envelope
+from hopline.outcome import Dead, Defer, Done, Retry
+from hopline.retry import bounded
+from hopline.settings import Settings
+from hopline.worker.calling import Handled, Member
+from hopline.worker.pauses import Pauses
+
+DATABASE_BACKOFF_CAP_SECONDS = 5.0
+
+log = structlog.get_logger("hopline.worker")
+
+
+class Desk:
+    """Stores outcomes and acknowledges them, in that order."""
+
+    def __init__(self, database: Database, settings: Settings, instance: str) -> None:
+        self.database = database
+        self.settings = settings
+        self.instance = instance
+        self.pauses = Pauses(settings)
+        self.consumer: Consumer | None = None
+        self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.group_members = database.group_members(settings.group_members)
+
+    def attach(self, consumer: Consumer) -> None:
+        """The consumer that settles; before the first delivery."""
+        self.consumer = consumer
+        self.pauses.attach(consumer)
+
+    def crash(self, error: BaseException) -> None:
+        """A fault of the worker itself, not of a message: the process should not go on."""
+        if not self.crashed.done():
+            self.crashed.set_exception(error)
+
+    def owned(self, members: Sequence[Member]) -> list[Member]:
+        """Those that are still ours to settle: the channel they came on is open."""
+        assert self.consumer is not None
+        return [member for member in members if self.consumer.owns(member.delivery)]
+
+    def owns_any(self, deliveries: Sequence[Delivery]) -> bool:
+        """Whether at least one of the deliveries is still ours to settle."""
+        assert self.consumer is not None
+        return any(self.consumer.owns(delivery) for delivery in deliveries)
+
+    def settle(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledges, after the commit."""
+        assert self.consumer is not None
+        self.consumer.settle(deliveries)
+
+    async def persist(self, work: Callable[[], Awaitable[None]], what: str) -> None:
+        """Runs a whole transaction until it commits. A failing database spends no attempt of any message.
+
+        While it cannot be reached at all, no queue is consumed.
+        """
+        failures = 0
+        try:
+            while True:
+                try:
+                    return await work()
+                except DatabaseError as error:
+                    if isinstance(error, DatabaseUnavailable):
+                        self.pauses.database_down(what, str(error))
+                    delay = min(DATABASE_BACKOFF_CAP_SECONDS, 0.02 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+                    log.warning("waiting for the database", lane=what, error=str(error), retry_in_seconds=delay)
+                    await asyncio.sleep(delay)
+                    failures += 1
+        finally:
+            self.pauses.database_up(what)
+
+    def judged(self, endpoint: Endpoint, handled: Handled) -> Handled:
+        """Tells the endpoint's breaker what one run of its handler found; a pause gets its length here."""
+        outcome = handled.outcome
+        if not isinstance(outcome, Defer) or not outcome.pause:
+            self.pauses.found_up(endpoint)
+            return handled
+        self.pauses.found_down(endpoint, handled.error_text)
+        return replace(handled, outcome=replace(outcome, delay_seconds=self.pauses.deferral_seconds(endpoint)))
+
+    def deferred(self, endpoint: Endpoint) -> Handled:
+        """What becomes of a message that is not run, because its handler is paused."""
+        return Handled(Defer(self.pauses.deferral_seconds(endpoint), "its handler is paused"))
+
+    async def claim(self, tx: Transaction, endpoint: str, members: Sequence[Member]) -> list[Member]:
+        """The members to handle: not done, and not a duplicate of an attempt that has failed already."""
+        claimed = await inbox.claim(tx, endpoint, [member.envelope for member in members], self.instance)
+        fresh = [member for member in members if member.envelope.id in claimed]
+        if not fresh:
+            return []
+        # A statement of its own, after the claim: the claim may have waited for another worker's transaction, and
+        # only a later snapshot shows the attempt that failed in it.
+        parameters = {"of_endpoint": endpoint, **attempts.given([member.envelope for member in fresh])}
+        failed = {row.message_id for row in await tx.rows(attempts.recorded(tx.dialect), parameters)}
+        await inbox.release(tx, endpoint, sorted(failed))
+        return [member for member in fresh if member.envelope.id not in failed]
+
+    async def conclude(self, tx: Transaction, endpoint: Endpoint, results: Sequence[tuple[Member, Handled]]) -> None:
+        """Stores the outcomes of claimed members, and what they send, in the open transaction."""
+        finished: dict[str, Finished] = {}
+        failed: list[tuple[Member, Handled]] = []
+        for member, handled in results:
+            if isinstance(handled.outcome, Done):
+                finished[member.envelope.id] = Finished(handled.seconds, handled.outcome.note)
+                tx.cause = member.envelope
+                for message in handled.sends:
+                    tx.send(message)
+            else:
+                failed.append((member, handled))
+        tx.cause = None
+        if finished:
+            await inbox.finish(tx, endpoint.name, finished)
+        if failed:
+            await self._store_failures(tx, endpoint, failed)
+        if survived := [member.envelope.id for member, _ in results if member.suspect]:
+            await suspects.clear(tx, endpoint.name, survived)
+
+    async def defer(self, tx: Transaction, queue: str, deferred: Sequence[tuple[Envelope, float]]) -> None:
+        """Sends messages to their queue again, each after its delay, unless a duplicate has done so already."""
+        waiting = await outbox.waiting(tx, queue, [envelope for envelope, _ in deferred]) if deferred else set()
+        for envelope, delay_seconds in deferred:
+            if envelope.id not in waiting:
+                tx.schedule(replace(envelope, suspect=False), queue=queue, delay_seconds=delay_seconds)
+
+    async def _store_failures(
+        self, tx: Transaction, endpoint: Endpoint, failed: Sequence[tuple[Member, Handled]]
+    ) -> None:
+        await inbox.release(tx, endpoint.name, sorted(member.envelope.id for member, _ in failed))
+        rows: list[Attempt] = []
+        letters: list[DeadLetter] = []
+        deferred: list[tuple[Envelope, float]] = []
+        for member, handled in failed:
+            envelope = member.envelope
+            outcome = bounded(handled.outcome, envelope.attempt, endpoint.retry)
+            match outcome:
+                case Retry(delay_seconds=delay):
+                    rows.append(self._attempt(endpoint, member, handled, "retry"))
+                    again = replace(envelope, attempt=envelope.attempt + 1, suspect=False)
+                    tx.schedule(again, queue=endpoint.queue, delay_seconds=delay)
+                case Defer(delay_seconds=delay):
+                    deferred.append((envelope, delay))
+                case Dead(reason=reason):
+                    row = self._attempt(endpoint, member, handled, "dead")
+                    rows.append(row)
+                    letter = dead_letter(member.delivery, endpoint.name, reason, row.error, row.stack)
+                    letters.append(replace(letter, cause=cause_of(handled.error)))
+                case Done():
+                    raise AssertionError("a member that is done did not fail")
+            log.warning(
+                "message not handled",
+                endpoint=endpoint.name,
+                message_id=envelope.id,
+                key=envelope.key,
+                attempt=envelope.attempt,
+                outcome=type(outcome).__name__.lower(),
+                error=handled.error_text[:300],
+            )
+        await self.defer(tx, endpoint.queue, deferred)
+        await attempts.record(tx, rows)
+        await park(tx, letters)
+
+    def _attempt(self, endpoint: Endpoint, member: Member, handled: Handled, outcome: str) -> Attempt:
+        error = handled.error
+        finished_at = utcnow()
+        return Attempt(
+            endpoint=endpoint.name,
+            envelope=member.envelope,
+            outcome=outcome,
+            error=handled.error_text,
+            stack="".join(traceback.format_exception(error)) if error else "",
+            worker=self.instance,
+            started_at=finished_at - timedelta(seconds=handled.seconds),
+            finished_at=finished_at,
+        )
+
+
+def dead_letter(delivery: Delivery, endpoint: str | None, reason: str, error: str, stack: str = "") -> DeadLetter:
+    """A dead letter with all that the delivery brought."""
+    properties = delivery.describe()
+    return DeadLetter(delivery.queue, endpoint, delivery.envelope, reason, error, stack, properties, delivery.body)

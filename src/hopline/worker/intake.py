@@ -1,0 +1,123 @@
+"""The worker: decode -> inbox -> handle -> outcome -> settle. One delivery ends in exactly one outcome.
+
+Every delivery goes one of three ways: to the lane of its endpoint (lanes.py), through the quarantine first if it
+may have killed a worker (quarantine.py), or to the strays if no handler takes it (strays.py).
+
+Invariants: nothing is acknowledged before its outcome is committed; a failure of the database spends no
+attempt, the group runs again; everything in memory is bounded by the prefetch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from hopline import codec, topology
+from hopline.broker import Consumer, Delivery
+from hopline.clock import utcnow
+from hopline.database import Database
+from hopline.errors import MessageError, Undecodable, UnknownType
+from hopline.handlers import Handlers
+from hopline.settings import Settings
+from hopline.worker.calling import Member
+from hopline.worker.desk import Desk
+from hopline.worker.lanes import EffectLane, Lane, TransactionLane
+from hopline.worker.quarantine import Quarantine
+from hopline.worker.strays import Strays, given_up
+
+
+class Worker:
+    """Handles deliveries of the given handlers' queues. Give `receive` to a Consumer, then `attach` it."""
+
+    def __init__(self, database: Database, handlers: Handlers, settings: Settings, *, instance: str) -> None:
+        self._oldest = timedelta(days=settings.inbox_retention_days)
+        self._desk = Desk(database, settings, instance)
+        self._lanes: dict[tuple[str, str, int], Lane] = {}
+        for endpoint in handlers:
+            lane = TransactionLane(self._desk, endpoint) if endpoint.transactional else EffectLane(self._desk, endpoint)
+            self._lanes[endpoint.queue, endpoint.type.name, endpoint.type.version] = lane
+        self._dead_queues = {topology.dead_queue(queue): queue for queue in handlers.queues()}
+        self._quarantine = Quarantine(self._desk, self._lanes.values())
+        self._strays = Strays(self._desk)
+
+    @property
+    def crashed(self) -> asyncio.Future[None]:
+        """Ends with an exception if the worker itself has a fault; the process should then stop, unacknowledged."""
+        return self._desk.crashed
+
+    @property
+    def busy(self) -> int:
+        """Deliveries that are not settled yet."""
+        return self._strays.busy + self._quarantine.busy + sum(lane.busy for lane in self._lanes.values())
+
+    def state(self) -> dict[str, object]:
+        """What a worker says of itself (docs/reference/tables.md, `hopline_workers.state`)."""
+        return {
+            "busy": self.busy,
+            "paused": self._desk.pauses.state(),
+            "unknown": self._strays.state(),
+            "database": self._desk.pauses.database_trouble or "ok",
+        }
+
+    def attach(self, consumer: Consumer) -> None:
+        """The consumer that settles; before the first delivery."""
+        self._desk.attach(consumer)
+
+    def receive(self, deliveries: list[Delivery]) -> None:
+        """Takes deliveries; returns at once."""
+        opened: dict[Lane, list[Member]] = {}
+        for delivery in deliveries:
+            try:
+                lane, member = self._open(delivery)
+            except MessageError as error:
+                self._strays.add(delivery, error)
+                continue
+            if delivery.redelivered or member.envelope.suspect:
+                self._quarantine.add(lane, replace(member, suspect=True))
+            else:
+                opened.setdefault(lane, []).append(member)
+        for lane, members in opened.items():
+            if self._quarantine.closed:
+                self._quarantine.hold(lane, members)
+            else:
+                lane.add(members)
+
+    async def drained(self) -> None:
+        """Returns when every delivery that was taken is settled, but for suspects that another worker has to judge."""
+        await self._strays.drained()
+        await self._quarantine.drained()
+        for lane in self._lanes.values():
+            await lane.drained()
+
+    async def abandon(self) -> None:
+        """Stops at once; what is not settled will be delivered again."""
+        self._desk.pauses.close()
+        await self._strays.abandon()
+        await self._quarantine.abandon()
+        for lane in self._lanes.values():
+            await lane.abandon()
+
+    def _open(self, delivery: Delivery) -> tuple[Lane, Member]:
+        if delivery.queue in self._dead_queues:
+            raise given_up(self._dead_queues[delivery.queue], delivery.describe())
+        envelope = delivery.envelope
+        if envelope is None:
+            raise Undecodable("the message has no message_id (a UUIDv7) or no type: it was not sent by Hopline")
+        if utcnow() - envelope.created_at > self._oldest:
+            raise TooOld(envelope.created_at, self._oldest)
+        lane = self._lanes.get((delivery.queue, envelope.type, envelope.version))
+        if lane is None:
+            raise UnknownType(envelope.type, envelope.version)
+        return lane, Member(delivery, envelope, codec.decode(lane.endpoint.type, delivery.body))
+
+
+class TooOld(MessageError):
+    """Older than the inbox remembers: whether it was done is not known any more."""
+
+    reason = "too-old"
+
+    def __init__(self, created_at: datetime, oldest: timedelta) -> None:
+        super().__init__(
+            f"made at {created_at:%Y-%m-%d %H:%M} UTC, longer ago than the inbox remembers ({oldest.days} days)"
+        )

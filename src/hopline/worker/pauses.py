@@ -1,0 +1,143 @@
+"""When a worker takes nothing from a queue: what a handler needs is down, or the database is.
+
+A handler that finds its dependency down opens its breaker (breaker.py). While it is open its queue is not
+consumed, and what is buffered for that handler is deferred; then one message at a time is taken until one
+is handled. Other queues go on. While the database is down no queue is consumed: nothing could be settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from datetime import datetime, timedelta
+
+import structlog
+
+from hopline.breaker import Breaker
+from hopline.broker import Consumer
+from hopline.clock import utcnow
+from hopline.handlers import Endpoint
+from hopline.settings import Settings
+
+DEFER_SPREAD = 0.2
+"""What is deferred comes back within so much of the pause after its end, not all at once."""
+
+log = structlog.get_logger("hopline.worker")
+
+
+class Pauses:
+    """The breakers of a worker's handlers, and what its consumer is therefore told to take."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: Consumer | None = None
+        self._breakers: dict[str, tuple[Endpoint, Breaker]] = {}
+        self._since: dict[str, datetime] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._waiting_for_database: dict[str, str] = {}
+        """Who waits for the database, with its trouble."""
+
+    def attach(self, consumer: Consumer) -> None:
+        """The consumer that is told."""
+        self._consumer = consumer
+
+    def close(self) -> None:
+        """Stops the timers."""
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def is_open(self, endpoint: Endpoint) -> bool:
+        """Whether the handler is not to be run now."""
+        entry = self._breakers.get(endpoint.name)
+        return entry is not None and entry[1].state == "open"
+
+    def deferral_seconds(self, endpoint: Endpoint) -> float:
+        """For how long a message of a handler that is not to be run is deferred."""
+        _, breaker = self._breakers[endpoint.name]
+        remaining = breaker.remaining_seconds(time.monotonic())
+        return remaining * (1 + DEFER_SPREAD * random.random())
+
+    def found_down(self, endpoint: Endpoint, reason: str) -> None:
+        """A handler found its dependency down."""
+        _, breaker = self._breakers.setdefault(endpoint.name, (endpoint, self._breaker()))
+        if breaker.found_down(reason, time.monotonic(), random.random()):
+            seconds = breaker.remaining_seconds(time.monotonic())
+            self._since.setdefault(endpoint.name, utcnow())
+            log.error(
+                "queue paused",
+                queue=endpoint.queue,
+                endpoint=endpoint.name,
+                reason=reason[:300],
+                seconds=round(seconds, 1),
+                in_a_row=breaker.openings,
+            )
+            self._timers[endpoint.name] = asyncio.get_running_loop().call_later(seconds, self._probe, endpoint)
+            self._tell(endpoint.queue)
+
+    def found_up(self, endpoint: Endpoint) -> None:
+        """A handler handled a message."""
+        entry = self._breakers.get(endpoint.name)
+        if entry is not None and entry[1].found_up():
+            log.warning("queue resumed", queue=endpoint.queue, endpoint=endpoint.name)
+            del self._breakers[endpoint.name], self._since[endpoint.name]
+            self._tell(endpoint.queue)
+
+    def database_down(self, who: str, trouble: str) -> None:
+        """Nothing can be settled: no queue is consumed until `database_up` for the same caller."""
+        first = not self._waiting_for_database
+        self._waiting_for_database[who] = trouble
+        if first:
+            log.error("no queue is consumed while the database is down", error=trouble)
+            self._tell_all()
+
+    def database_up(self, who: str) -> None:
+        """The database works again for this caller."""
+        if self._waiting_for_database.pop(who, None) is not None and not self._waiting_for_database:
+            log.warning("the database works again: queues are consumed")
+            self._tell_all()
+
+    @property
+    def database_trouble(self) -> str:
+        """Why the database cannot be used; empty when it can, as far as is known."""
+        return next(iter(self._waiting_for_database.values()), "")
+
+    def state(self) -> dict[str, object]:
+        """The paused queues, as JSON-able values: docs/reference/tables.md, `hopline_workers.state`."""
+        now, monotonic = utcnow(), time.monotonic()
+        return {
+            endpoint.queue: {
+                "endpoint": endpoint.name,
+                "reason": breaker.reason,
+                "since": self._since[endpoint.name].isoformat(),
+                "until": (now + timedelta(seconds=breaker.remaining_seconds(monotonic))).isoformat(),
+                "probing": breaker.state == "probing",
+            }
+            for endpoint, breaker in self._breakers.values()
+            if breaker.state != "closed"
+        }
+
+    def _breaker(self) -> Breaker:
+        return Breaker(self._settings.pause_first_seconds, self._settings.pause_cap_seconds)
+
+    def _probe(self, endpoint: Endpoint) -> None:
+        _, breaker = self._breakers[endpoint.name]
+        if breaker.waited(time.monotonic()):
+            log.info("queue probed with one message", queue=endpoint.queue, endpoint=endpoint.name)
+            self._tell(endpoint.queue)
+        else:  # the timer was a little early
+            loop = asyncio.get_running_loop()
+            self._timers[endpoint.name] = loop.call_later(0.01, self._probe, endpoint)
+
+    def _tell_all(self) -> None:
+        assert self._consumer is not None
+        for queue in self._consumer.prefetches:
+            self._tell(queue)
+
+    def _tell(self, queue: str) -> None:
+        assert self._consumer is not None
+        states = {breaker.state for endpoint, breaker in self._breakers.values() if endpoint.queue == queue}
+        if self._waiting_for_database or "open" in states:
+            self._consumer.limit(queue, 0)
+        else:
+            self._consumer.limit(queue, 1 if "probing" in states else None)
