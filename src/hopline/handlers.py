@@ -3,9 +3,10 @@
 A handler's first parameter says, by its annotation, which message it takes: `M`, or `list[M]` for set-based
 work. Two more are told apart by their names: `tx` (database effects, in the group's transaction) and
 `envelope` (`Envelope`, or `list[Envelope]` beside a list of messages). Without `tx` it is an effect handler:
-run concurrently with no transaction held, settled in one afterwards.
+run concurrently with no transaction held, settled in one afterwards. It may be a plain function (`def`): it
+then runs in a thread and may block.
 
-An effect handler may be a plain function (`def`): it then runs in a thread and may block.
+What a handler writes for a message is undone unless it ends as Done: it will run for that message again.
 
 An endpoint is a stable name (queue/type unless given), so that renaming a function re-runs nothing.
 """

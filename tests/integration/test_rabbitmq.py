@@ -307,3 +307,29 @@ async def test_a_consumer_that_is_busy_or_has_nothing_to_do_is_left_alone(broker
         await consumer.stop()
 
     assert (consumer.rebuilds, consumer.reconnects) == (0, 0)
+
+
+async def test_a_limit_stops_one_queue_probes_it_and_lets_it_flow_again(broker_url: str) -> None:
+    received: list[Delivery] = []
+    async with publishing(broker_url) as publisher, consuming(broker_url, received.extend) as consumer:
+        consumer.limit("apples", 0)
+        await wait_until(lambda: _consumers(broker_url, "apples", 0))
+        await publisher.publish(picked(3, exchange="hopline.to", routing_key="apples"), timeout_seconds=10)
+        await publisher.publish(picked(1, exchange="hopline.to", routing_key="pears"), timeout_seconds=10)
+        await wait_until(lambda: [one.queue for one in received] == ["pears"])
+
+        consumer.limit("apples", 1)
+        await wait_until(lambda: len(received) == 2)
+        probed = [one.queue for one in received]
+        consumer.limit("apples", None)
+        await wait_until(lambda: len(received) == 4)
+
+    assert probed == ["pears", "apples"]
+
+
+async def _consumers(broker_url: str, queue: str, count: int) -> bool:
+    connection = await amqp.connect(broker_url)
+    try:
+        return (await (await connection.channel()).declare_queue(queue, passive=True)).consumers == count
+    finally:
+        await connection.close(5)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopline.errors import Undecodable, UsageError
-from hopline.outcome import Dead, Done, Retry
-from hopline.retry import RetryPolicy, bounded, decide
+from hopline.errors import DependencyDown, Undecodable, UsageError
+from hopline.outcome import Dead, Defer, Done, Retry
+from hopline.retry import RetryPolicy, again_at_once, bounded, decide
 
 policies = st.builds(
     RetryPolicy,
@@ -44,6 +46,41 @@ def test_a_message_runs_exactly_as_often_as_the_policy_says(policy: RetryPolicy,
     assert decide(OSError("down"), attempt, policy, chance) == Dead("exhausted", "down")
 
 
+@given(policies, st.integers(0, 10_000), chances)
+def test_a_pause_spends_no_attempt_however_many_there_were(policy: RetryPolicy, attempt: int, chance: float) -> None:
+    pausing = replace(policy, pause=(ConnectionError,))
+
+    outcomes = [decide(error, attempt, pausing, chance) for error in (ConnectionResetError("x"), DependencyDown("x"))]
+
+    assert outcomes == [Defer(0.0, "x", pause=True)] * 2
+
+
+def test_the_policy_of_the_nearest_class_of_an_error_counts() -> None:
+    few, many = RetryPolicy(attempts=2), RetryPolicy(attempts=50)
+    policy = RetryPolicy(attempts=8, on={OSError: many, ConnectionError: few})
+
+    assert policy.of(ConnectionResetError()) is few
+    assert policy.of(FileNotFoundError()) is many
+    assert policy.of(ValueError()) is policy
+    assert decide(ConnectionResetError("x"), 1, policy, 0.5) == Dead("exhausted", "x")
+    assert isinstance(decide(FileNotFoundError("x"), 40, policy, 0.5), Retry)
+
+
+@given(policies)
+def test_the_longest_schedule_of_any_error_is_the_policys(policy: RetryPolicy) -> None:
+    longer = RetryPolicy(attempts=101, first_seconds=10_000, cap_seconds=10_000)
+
+    assert replace(policy, on={OSError: longer}).longest_seconds() == longer.longest_seconds()
+
+
+def test_tries_at_once_are_bounded_and_only_for_what_may_pass_by_itself() -> None:
+    policy = RetryPolicy(immediate=2, never=(ValueError,), pause=(ConnectionError,))
+
+    assert [again_at_once(OSError(), tries, policy) for tries in (1, 2, 3)] == [True, True, False]
+    for hopeless in (ValueError(), ConnectionResetError(), TimeoutError(), Undecodable("x"), DependencyDown("x")):
+        assert not again_at_once(hopeless, 1, policy)
+
+
 def test_what_no_retry_can_mend_dies_at_once() -> None:
     policy = RetryPolicy(never=(ValueError,))
 
@@ -54,7 +91,13 @@ def test_what_no_retry_can_mend_dies_at_once() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"attempts": 0}, {"first_seconds": -1.0}, {"first_seconds": 5.0, "cap_seconds": 1.0}, {"jitter": 1.5}],
+    [
+        {"attempts": 0},
+        {"first_seconds": -1.0},
+        {"first_seconds": 5.0, "cap_seconds": 1.0},
+        {"jitter": 1.5},
+        {"immediate": -1},
+    ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(UsageError):

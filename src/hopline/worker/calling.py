@@ -112,6 +112,8 @@ async def _call_list_together(
         raise
     except Exception as error:
         raise MemberFailed(alone=isinstance(error, TimeoutError)) from error
+    if not all(isinstance(handled.outcome, Done) for handled in results):
+        raise MemberFailed(alone=False)  # what it wrote for that one has to be undone
     seconds = time.perf_counter() - started
     return [(member, replace(handled, seconds=seconds)) for member, handled in zip(members, results, strict=True)]
 
