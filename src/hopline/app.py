@@ -35,6 +35,7 @@ from hopline.outbox import Outbox
 from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher
 from hopline.recovery import found_missing, recover
 from hopline.relay import Relay
+from hopline.retention import purge
 from hopline.settings import Settings
 from hopline.timeline import Step, timeline
 from hopline.worker import Worker
@@ -144,7 +145,7 @@ class Hopline:
             heartbeat = Heartbeat(database, instance, role, self.settings.heartbeat_seconds, state=producer.state)
             heartbeat.start()
             stack.push_async_callback(heartbeat.stop)
-            for work in (self._register(database, publisher), self._recover(database)):
+            for work in (self._register(database, publisher), self._recover(database), self._purge(database)):
                 stack.push_async_callback(_cancelled, asyncio.create_task(work))
             yield producer
 
@@ -203,6 +204,17 @@ class Hopline:
             except DatabaseError as error:
                 log.warning("lost queues could not be looked at", error=str(error))
             await asyncio.sleep(RECOVERY_SECONDS * random.uniform(0.8, 1.2))
+
+    async def _purge(self, database: Database) -> None:
+        """Deletes what is older than the retention; a while after the start, then once an hour."""
+        retention = timedelta(days=self.settings.inbox_retention_days)
+        while True:
+            await asyncio.sleep(self.settings.purge_seconds * random.uniform(0.5, 1.5))
+            try:
+                if purged := await purge(database, retention):
+                    log.info("purged", messages=purged, older_than_days=self.settings.inbox_retention_days)
+            except DatabaseError as error:
+                log.warning("old messages could not be purged", error=str(error))
 
     def _prefetches(self, queues: Sequence[str]) -> dict[str, int]:
         """What a worker takes of each queue, and of its dead letters."""

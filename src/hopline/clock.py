@@ -63,3 +63,9 @@ def id_time(identifier: str) -> datetime:
     """When a UUIDv7 was made, to the millisecond (RFC 9562, section 5.7)."""
     milliseconds = int(identifier[:8] + identifier[9:13], 16)
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def first_id(moment: datetime) -> str:
+    """The lowest UUIDv7 that can be made at a moment or after it: every id below is older."""
+    text = f"{int(moment.timestamp() * 1000):012x}"
+    return f"{text[:8]}-{text[8:12]}-7000-8000-000000000000"

@@ -141,7 +141,7 @@ class Transaction:
             id=identifier,
             type=declared.name,
             version=declared.version,
-            key=_checked_key(declared.key_of(message), declared.name),
+            key=checked_key(declared.key_of(message), declared.name),
             correlation_id=cause.correlation_id if cause else identifier,
             cause_id=cause.id if cause else None,
             created_at=utcnow(),
@@ -209,7 +209,7 @@ class Savepoint:
 class Database:
     """One database, by URL. Lazily connected; `close()` it in the loop that used it."""
 
-    def __init__(self, url: str, *, message_limit_bytes: int = 1 << 20) -> None:
+    def __init__(self, url: str | sa.URL, *, message_limit_bytes: int = 1 << 20) -> None:
         self.url = _parse(url)
         self.dialect: Dialect = "sqlite" if self.url.get_backend_name() == "sqlite" else "postgresql"
         self.message_limit_bytes = message_limit_bytes
@@ -404,7 +404,7 @@ async def retried(work: Callable[[], Awaitable[Result]], *, attempts: int = 5, f
     raise AssertionError("unreachable: the loop returns or raises")
 
 
-def _checked_key(key: str, type_name: str) -> str:
+def checked_key(key: str, type_name: str) -> str:
     """A business key as every column and header can hold it."""
     if not 0 < len(key) <= KEY_CHARACTERS or schema.storable(key) != key:
         raise UsageError(
@@ -430,7 +430,7 @@ def _inherited(cause: Envelope | None) -> dict[str, str]:
     return {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers} if cause else {}
 
 
-def _parse(url: str) -> sa.URL:
+def _parse(url: str | sa.URL) -> sa.URL:
     try:
         parsed = sa.make_url(url)
         driver = parsed.drivername
@@ -438,7 +438,7 @@ def _parse(url: str) -> sa.URL:
         driver = ""
     if driver not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
         raise UsageError(
-            f"the database URL begins with {driver or url.split(':', maxsplit=1)[0]!r}; "
+            f"the database URL begins with {driver or str(url).split(':', maxsplit=1)[0]!r}; "
             "use sqlite+aiosqlite:///FILE or postgresql+asyncpg://user:password@host/name"
         )
     return parsed

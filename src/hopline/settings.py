@@ -48,7 +48,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     group_members: int = 250
     """Most members of one group commit (64 on SQLite, whose one writer must not be held for long)."""
     inbox_retention_days: float = 14.0
-    """How long the inbox remembers what is done; an older delivery is parked, not run."""
+    """How long the inbox remembers what is done; an older delivery is parked, not run. What is older is purged."""
+    purge_seconds: float = 3600.0
+    """About how often each process purges what is older, in small batches."""
     consumer_timeout_seconds: float = 1800.0
     """RabbitMQ's consumer_timeout (30 minutes unless the operator changed it); deadlines are checked against it."""
     watchdog_seconds: float = 30.0
@@ -63,6 +65,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long messages of a type or version that the worker does not know are deferred before they are parked."""
     drain_seconds: float = 20.0
     """How long a stopping process may take to finish what it has begun."""
+    health_port: int = 0
+    """Where a worker or relay answers /healthz, /readyz and /metrics over HTTP; 0 is nowhere."""
+    health_host: str = "127.0.0.1"
+    """The address of that port; no login, so one that only operators reach."""
     log_json: bool = False
     """Log lines as JSON objects instead of coloured text."""
     log_level: str = "info"
@@ -100,6 +106,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{PREFIX}{name.upper()} must be at least 1")
-        for name in ("pause_first_seconds", "pause_cap_seconds", "heartbeat_seconds"):
+        for name in ("pause_first_seconds", "pause_cap_seconds", "heartbeat_seconds", "purge_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{PREFIX}{name.upper()} must be above 0")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, datetime, timedelta
 
-from hopline.clock import id_time, new_id, utcnow
+from hopline.clock import first_id, id_time, new_id, utcnow
+from hopline.properties import is_id
 
 
 def test_ids_are_version_7_uuids_that_sort_by_time() -> None:
@@ -27,3 +28,13 @@ def test_an_id_tells_when_it_was_made() -> None:
 def test_the_example_of_rfc_9562_reads_as_its_time() -> None:
     # RFC 9562, appendix A.6: 2022-02-22 19:22:22 UTC
     assert id_time("017f22e2-79b0-7cc3-98c4-dc0c0c07398f") == datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
+
+
+def test_every_id_made_before_a_moment_is_below_its_first_id() -> None:
+    before = new_id()
+
+    first = first_id(id_time(before) + timedelta(milliseconds=1))
+
+    assert before < first
+    assert first_id(id_time(before)) <= before
+    assert is_id(first)
