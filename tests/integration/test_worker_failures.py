@@ -314,26 +314,33 @@ async def test_a_suspect_runs_with_nothing_beside_it_and_leaves_no_mark(database
     running: set[str] = set()
     beside: dict[str, set[str]] = {}
     marks: dict[str, int] = {}
-    handlers, opened = Handlers(), list[Database]()
+    handlers = Handlers()
+    late = [delivery_for("jobs", job(f"late {number}")) for number in range(5)]
 
     @handlers.on("jobs")
     async def handle(asked: Job) -> None:
         running.add(asked.id)
         beside[asked.id] = running - {asked.id}
-        marks[asked.id] = len(await rows(opened[0], schema.suspects))
-        await asyncio.sleep(0)
+        if asked.id == "s1":
+            worker.receive(late)
+        for _ in range(5):  # time for others to begin beside it
+            marks[asked.id] = len(await rows(database, schema.suspects))
         running.discard(asked.id)
 
-    deliveries = [again(job("s1")), *(delivery_for("jobs", job(f"n{i}")) for i in range(10)), again(job("s2"))]
+    deliveries = [
+        again(job("s1")),
+        *(delivery_for("jobs", job(f"n{number}")) for number in range(10)),
+        again(job("s2")),
+    ]
     async with working(database_url, handlers) as (database, worker, consumer):
-        opened.append(database)
         await settled(worker, deliveries)
 
         assert await rows(database, schema.suspects) == []
-        assert len(await rows(database, schema.inbox)) == 12
+        assert len(await rows(database, schema.inbox)) == 17
     assert beside["s1"] == beside["s2"] == set()
+    assert not any({"s1", "s2"} & others for others in beside.values())
     assert marks["s1"] == marks["s2"] == 1
-    assert len(consumer.settled) == 12
+    assert len(consumer.settled) == 17
 
 
 async def test_a_message_that_has_killed_three_workers_is_parked_and_not_run(database_url: str) -> None:
