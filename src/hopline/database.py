@@ -12,7 +12,6 @@ beside it. Postgres: READ COMMITTED, lock_timeout 2 s, idle_in_transaction_sessi
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransactio
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import functions
 
-from hopline import codec, schema
+from hopline import codec, migrations, schema
 from hopline.clock import new_id, utcnow
 from hopline.errors import (
     CommitUnknown,
@@ -46,9 +45,14 @@ SQLITE_GROUP_MEMBERS = 64
 SQLITE_PAUSE_SECONDS = 0.001
 SQLITE_PAUSE_CAP_SECONDS = 0.005
 STATEMENT_TIMEOUT_SECONDS = 30.0
+MIGRATION_STATEMENT_SECONDS = 3_600.0
+"""A migration may have to rewrite a large table, or to wait for another migration that does."""
 POOL_CONNECTIONS = 8
 POOL_WAIT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0
+
+SINGLE = "hopline_single"
+"""Execution option of a connection, on SQLite: it runs one query, and begins no transaction for it."""
 
 KEY_CHARACTERS = 255
 HEADER_NAME_BYTES = 128
@@ -209,15 +213,23 @@ class Savepoint:
 class Database:
     """One database, by URL. Lazily connected; `close()` it in the loop that used it."""
 
-    def __init__(self, url: str | sa.URL, *, message_limit_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        url: str | sa.URL,
+        *,
+        message_limit_bytes: int = 1 << 20,
+        statement_seconds: float = STATEMENT_TIMEOUT_SECONDS,
+    ) -> None:
         self.url = _parse(url)
         self.dialect: Dialect = "sqlite" if self.url.get_backend_name() == "sqlite" else "postgresql"
         self.message_limit_bytes = message_limit_bytes
         self.riders: list[Rider] = []
-        self._reader = _engine(self.url, POOL_CONNECTIONS)
+        self._reader = _engine(self.url, POOL_CONNECTIONS, statement_seconds=statement_seconds)
         self._writer = (
             _engine(self.url, 1, "BEGIN IMMEDIATE", busy_seconds=0.0) if self.dialect == "sqlite" else self._reader
         )
+        single: dict[str, Any] = {SINGLE: True} if self.dialect == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        self._single = self._reader.execution_options(**single)
 
     def group_members(self, wanted: int) -> int:
         """How many members a group commit may have here: SQLite's one writer must not be held for long."""
@@ -287,6 +299,14 @@ class Database:
                 yield connection
             await _rollback(connection)
 
+    async def query(
+        self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[sa.Row[Any]]:
+        """All rows of one query. It sees one moment by itself, so no transaction is begun and ended around it."""
+        async with self._connected(self._single) as connection:
+            with translated():
+                return (await connection.execute(statement, parameters)).fetchall()
+
     @asynccontextmanager
     async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         connection = engine.connect()
@@ -300,31 +320,42 @@ class Database:
         finally:
             await asyncio.shield(_release(connection))
 
-    async def create(self, *metadatas: sa.MetaData) -> None:
-        """Makes the tables that are missing: the engine's and those of the given metadata. Safe to repeat."""
-        async with self.transaction() as tx:
-            if self.dialect == "postgresql":  # two migrations at once would race on the catalog
-                await tx.execute(sa.text("SELECT pg_advisory_xact_lock(7072276701)"))
-            for metadata in (schema.metadata, *metadatas):
-                await tx.connection.run_sync(metadata.create_all)
+    async def create(self, *programs: sa.MetaData) -> migrations.Migration:
+        """Brings the engine's tables to today's version, and makes those of the programs' that are missing.
 
-    async def check(self, *metadatas: sa.MetaData) -> None:
-        """UsageError that names a missing table."""
+        Safe to repeat, and from several processes at once. UsageError if the database is of a later version than
+        this code, DatabaseContention if what uses it holds on to a table: stop that first.
+        """
+        patient = Database(self.url, statement_seconds=MIGRATION_STATEMENT_SECONDS)
+        try:
+            async with patient.transaction() as tx:
+                if self.dialect == "postgresql":
+                    await _lock_migrations(tx)
+                with translated():
+                    return await tx.connection.run_sync(migrations.migrate, *programs)
+        except DatabaseContention as error:
+            raise DatabaseContention(f"{error}; nothing was migrated: stop what uses the database first") from error
+        finally:
+            await patient.close()
+
+    async def check(self, *programs: sa.MetaData) -> None:
+        """UsageError that says what to do if the tables are of another version, or a program's are missing."""
         async with self.reading() as connection:
-            present = set(await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names()))
-        wanted = [table for metadata in (schema.metadata, *metadatas) for table in metadata.tables]
-        missing = [table for table in wanted if table not in present]
-        if missing:
-            raise UsageError(
-                f"the database has no table {missing[0]!r}; "
-                "run `hopline migrate` with the same HOPLINE_DATABASE_URL first"
-            )
+            state = await connection.run_sync(migrations.read)
+        migrations.check(state, [table for metadata in programs for table in metadata.tables])
 
     async def close(self) -> None:
         """Closes all connections."""
         await self._writer.dispose()
         if self._reader is not self._writer:
             await self._reader.dispose()
+
+
+async def _lock_migrations(tx: Transaction) -> None:
+    """Waits for another migration, but not for whoever uses a table: all others would wait behind it."""
+    await tx.execute(sa.text(f"SET LOCAL lock_timeout = {int(MIGRATION_STATEMENT_SECONDS * 1000)}"))
+    await tx.execute(sa.select(sa.func.pg_advisory_xact_lock(migrations.ONE_AT_A_TIME)))
+    await tx.execute(sa.text(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_SECONDS * 1000)}"))
 
 
 class translated:  # noqa: N801 - a context manager, spelled like a function
@@ -384,7 +415,7 @@ def as_table(dialect: str, columns: Mapping[str, sa.types.TypeEngine[Any]], name
 
 def table_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The parameter of `as_table`."""
-    return {"rows": json.dumps(list(rows))}
+    return {"rows": msgspec.json.encode(rows).decode()}
 
 
 def insert(dialect: Dialect, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
@@ -445,7 +476,12 @@ def _parse(url: str | sa.URL) -> sa.URL:
 
 
 def _engine(
-    url: sa.URL, connections: int, sqlite_begin: str = "BEGIN", *, busy_seconds: float = SQLITE_BUSY_SECONDS
+    url: sa.URL,
+    connections: int,
+    sqlite_begin: str = "BEGIN",
+    *,
+    busy_seconds: float = SQLITE_BUSY_SECONDS,
+    statement_seconds: float = STATEMENT_TIMEOUT_SECONDS,
 ) -> AsyncEngine:
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(
@@ -465,7 +501,7 @@ def _engine(
         pool_timeout=POOL_WAIT_SECONDS,
         connect_args={
             "timeout": CONNECT_TIMEOUT_SECONDS,
-            "command_timeout": STATEMENT_TIMEOUT_SECONDS,
+            "command_timeout": statement_seconds,
             "server_settings": {
                 "application_name": "hopline",
                 "lock_timeout": f"{int(LOCK_TIMEOUT_SECONDS * 1000)}",
@@ -478,7 +514,8 @@ def _engine(
 
 def _begin(statement: str) -> Callable[[sa.Connection], None]:
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(statement)
+        if not connection.get_execution_options().get(SINGLE):
+            connection.exec_driver_sql(statement)
 
     return begin
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import structlog
 
-from hopline import attempts, inbox, outbox, suspects
+from hopline import attempts, inbox, metrics, outbox, suspects
 from hopline.attempts import Attempt
 from hopline.broker import Consumer, Delivery
 from hopline.clock import utcnow
@@ -135,6 +135,12 @@ class Desk:
             await self._store_failures(tx, endpoint, failed)
         if survived := [member.envelope.id for member, _ in results if member.suspect]:
             await suspects.clear(tx, endpoint.name, survived)
+
+    def count(self, endpoint: Endpoint, results: Sequence[tuple[Member, Handled]]) -> None:
+        """Counts outcomes, after their commit."""
+        for member, handled in results:
+            outcome = bounded(handled.outcome, member.envelope.attempt, endpoint.retry)
+            metrics.handled(endpoint.name, type(outcome).__name__.lower(), handled.seconds)
 
     async def defer(self, tx: Transaction, queue: str, deferred: Sequence[tuple[Envelope, float]]) -> None:
         """Sends messages to their queue again, each after its delay, unless a duplicate has done so already."""

@@ -61,8 +61,7 @@ class Lane:
         parameters = {"of_endpoint": self.endpoint.name, **attempts.given([member.envelope for member in members])}
 
         async def look() -> None:
-            async with database.reading() as connection:
-                found.update((await connection.execute(_over(database.dialect), parameters)).scalars())
+            found.update(row.message_id for row in await database.query(_over(database.dialect), parameters))
 
         await self._desk.persist(look, self.endpoint.name)
         return found
@@ -106,6 +105,7 @@ class TransactionLane(Lane):
                 results = await call_group(self.endpoint, tx, claimed)
                 self._desk.pauses.found_up(self.endpoint)
             await self._desk.conclude(tx, self.endpoint, results)
+        self._desk.count(self.endpoint, results)
 
     async def _apart(self, members: list[Member]) -> None:
         """One transaction, a savepoint a member; a member that runs into its deadline makes all of them go alone."""
@@ -115,8 +115,8 @@ class TransactionLane(Lane):
             owned = self._desk.owned(members)
             if not owned:
                 return
+            results: list[tuple[Member, Handled]] = []
             async with self._desk.database.transaction() as tx:
-                results: list[tuple[Member, Handled]] = []
                 for member in await self._desk.claim(tx, self.endpoint.name, owned):
                     if self._desk.pauses.is_open(self.endpoint):
                         results.append((member, self._desk.deferred(self.endpoint)))
@@ -128,6 +128,7 @@ class TransactionLane(Lane):
                         raise MemberFailed(alone=True)
                     results.append((member, handled))
                 await self._desk.conclude(tx, self.endpoint, results)
+            self._desk.count(self.endpoint, results)
 
         try:
             await self._desk.persist(each, self.endpoint.name)
@@ -221,7 +222,9 @@ class EffectLane(Lane):
         async def store() -> None:
             async with self._desk.database.transaction() as tx:
                 claimed = await self._desk.claim(tx, self.endpoint.name, [effect.member for effect in effects])
-                await self._desk.conclude(tx, self.endpoint, [results[member.envelope.id] for member in claimed])
+                concluded = [results[member.envelope.id] for member in claimed]
+                await self._desk.conclude(tx, self.endpoint, concluded)
+            self._desk.count(self.endpoint, concluded)
 
         await self._desk.persist(store, f"settlement {self.endpoint.name}")
         self._desk.settle([delivery for effect in effects for delivery in effect.deliveries])
