@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import prometheus_client
 import sqlalchemy as sa
 
 from hopline import schema, suspects
@@ -402,3 +403,25 @@ async def test_an_undecided_suspect_is_left_to_another_worker_by_one_that_drains
 
         assert await rows(database, schema.inbox) == []
     assert consumer.settled == []
+
+
+# -- what is counted
+
+
+async def test_committed_outcomes_are_counted_for_the_metrics(sqlite_database_url: str) -> None:
+    def handle(identifier: str) -> None:
+        if identifier == "bad":
+            raise RuntimeError("broken")
+
+    policy = RetryPolicy(attempts=1, immediate=0)
+    before = {outcome: counted(outcome) for outcome in ("done", "dead")}
+    async with working(sqlite_database_url, handling(handle, tx=True, retry=policy)) as (_, worker, _):
+        await handle_all(worker, [delivery_for("jobs", job(name)) for name in ("good", "bad", "fine")])
+
+    assert counted("done") - before["done"] == 2
+    assert counted("dead") - before["dead"] == 1
+
+
+def counted(outcome: str) -> float:
+    labels = {"endpoint": "jobs/job.asked", "outcome": outcome}
+    return prometheus_client.REGISTRY.get_sample_value("hopline_handled_total", labels) or 0.0
