@@ -31,6 +31,7 @@ from hopline.handlers import Endpoint, Handlers
 from hopline.heartbeat import Heartbeat
 from hopline.live import read_queues
 from hopline.message import Catalog, type_of
+from hopline.migrations import Migration
 from hopline.outbox import Outbox
 from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher
 from hopline.recovery import found_missing, recover
@@ -93,13 +94,16 @@ class Hopline:
         finally:
             await database.close()
 
-    async def migrate(self) -> None:
-        """Makes the tables that are missing. Safe to repeat."""
+    async def migrate(self) -> Migration:
+        """Brings the engine's tables to today's version, and makes those of `tables` that are missing. Safe to repeat.
+
+        The program's own tables are made and never altered: their migrations are the program's.
+        """
         async with self.database() as database:
-            await database.create(*self.tables)
+            return await database.create(*self.tables)
 
     async def check(self) -> None:
-        """UsageError if a table is missing, DatabaseUnavailable if the database cannot be reached."""
+        """UsageError if tables are missing or of another version, DatabaseUnavailable if the database is."""
         async with self.database() as database:
             await database.check(*self.tables)
 

@@ -523,7 +523,15 @@ def _begin(statement: str) -> Callable[[sa.Connection], None]:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver must not begin by itself: see _begin
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    cursor.execute("PRAGMA busy_timeout")
+    (own_milliseconds,) = cursor.fetchone()
+    for pragma in (
+        f"busy_timeout={int(SQLITE_BUSY_SECONDS * 1000)}",  # a new file becomes WAL under a lock, by whoever is first
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={own_milliseconds}",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -12,14 +12,28 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+
+from hopline.errors import UsageError
 
 metadata = sa.MetaData()
 
 Id = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 """A UUIDv7, always 36 characters in Python."""
+
+
+def check_id(identifier: str) -> None:
+    """UsageError if it is no id: Postgres would refuse the whole statement."""
+    try:
+        canonical = str(UUID(identifier))
+    except ValueError:
+        canonical = ""
+    if canonical != identifier:
+        raise UsageError(f"{identifier[:50]!r} is no id; give all 36 characters, as the lists show them")
+
 
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
@@ -227,7 +241,7 @@ idempotency = sa.Table(
     sa.Column("key", sa.String(255), primary_key=True),
     sa.Column("request_hash", sa.String(64), nullable=False),
     sa.Column("response", sa.Text, nullable=False),
-    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False, index=True),
 )
 
 audit_log = sa.Table(
@@ -237,7 +251,7 @@ audit_log = sa.Table(
     sa.Column("at", UtcTime, nullable=False),
     sa.Column("who", sa.String(255), nullable=False),
     sa.Column("action", sa.String(64), nullable=False),
-    sa.Column("target", sa.String(255), nullable=False, doc="what it was done to: dead-letter ID, send ID, …"),
+    sa.Column("target", sa.String(255), nullable=False, index=True, doc="what it was done to: dead-letter ID, send ID"),
     sa.Column("before_hash", sa.String(64)),
     sa.Column("after_hash", sa.String(64)),
     sa.Column("reason", sa.Text, nullable=False),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,7 +17,8 @@ from typing import Any
 import structlog
 import uvloop
 
-from hopline.errors import HoplineError
+from hopline import failpoints
+from hopline.errors import HoplineError, UsageError
 from hopline.settings import Settings
 
 log = structlog.get_logger("hopline")
@@ -46,8 +48,12 @@ def configure_logging(settings: Settings) -> None:
 
 
 def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], settings: Settings) -> int:
-    """Runs a role to its end: `main` gets an event that is set when the process is told to stop."""
+    """Runs a role to its end: `main` gets an event that is set when the process is told to stop.
+
+    Returns the exit status: 0, 1 if it was told twice and did not drain, 2 for our mistake, 3 for the outside's.
+    """
     configure_logging(settings)
+    failpoints.install(os.environ)
 
     async def guarded() -> int:
         stop = asyncio.Event()
@@ -66,7 +72,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], settings: Se
             await main(stop)
         except HoplineError as error:
             log.error("stopped", reason=str(error), kind=type(error).__name__)
-            return 1
+            return 2 if isinstance(error, UsageError) else 3
         return 0
 
     try:

@@ -98,7 +98,7 @@ async def test_an_order_goes_from_http_to_an_email_and_its_story_can_be_told(sha
     assert headers["Location"] == f"/orders/{body['id']}"
     order = await ends_as(url, headers["Location"], "confirmed")
     assert [entry["state"] for entry in order["history"]] == ["accepted", "confirmed"]
-    await wait_until(lambda: oracle.mailed_orders(ledger)[body["id"]] == 1, 20)
+    await wait_until(lambda: len(oracle.Ledger(ledger).mails().get(body["id"], [])) == 1, 20)
     (mail,) = shared.mails_to("zoe@example.com")
     assert mail["to"] == ["zoe@example.com"]
     assert "text/html" in mail["raw"]
@@ -153,7 +153,7 @@ async def test_three_workers_share_the_work_and_ctrl_c_drains_and_stops_all(tmp_
         sent = await run("replay", "--orders", 400, "--folder", folder, "--json")
         assert sent.returncode == 0, sent.stderr
         accepted = json.loads(sent.stdout)["accepted"]
-        await wait_until(lambda: len(oracle.mailed_orders(ledger)) == accepted, 30)
+        await wait_until(lambda: len(oracle.Ledger(ledger).mails()) == accepted, 30)
         ready, state = await get(url, "/readyz")
         second = await run("up", "--folder", folder)
     assert (ready, state["ready"], state["broker"]) == (200, True, "connected")
