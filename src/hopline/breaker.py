@@ -29,9 +29,9 @@ class Breaker:
     openings: int = 0
     """How often in a row it was found down."""
 
-    def found_down(self, reason: str, now: float, random: float) -> bool:
-        """A message found it down; True if that opens it. One that began before it opened changes nothing."""
-        if self.state == "open":
+    def found_down(self, reason: str, began: float, now: float, random: float) -> bool:
+        """A message whose handling began then found it down; True if that opens it, for longer than before."""
+        if self.state == "open" or self._knows_better(began):
             return False
         pause = min(self.cap_seconds, self.first_seconds * 2.0 ** min(self.openings, 30))
         self.state, self.reason, self.openings = "open", reason, self.openings + 1
@@ -45,12 +45,16 @@ class Breaker:
         self.state = "probing"
         return True
 
-    def found_up(self) -> bool:
-        """A message was handled; True if that closes it. One that began before it opened proves nothing."""
-        if self.state != "probing":
+    def found_up(self, began: float) -> bool:
+        """A message whose handling began then was handled; True if that closes it."""
+        if self.state != "probing" or self._knows_better(began):
             return False
         self.state, self.reason, self.openings = "closed", "", 0
         return True
+
+    def _knows_better(self, began: float) -> bool:
+        """Whether a message began before the probing, so that it proves nothing of now."""
+        return self.state == "probing" and began < self.until
 
     def remaining_seconds(self, now: float) -> float:
         """How long it stays open; 0 if it is not."""

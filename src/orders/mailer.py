@@ -43,7 +43,7 @@ class MailUnavailable(Exception):
 
 
 class MailServerDown(MailUnavailable):
-    """No connection can be made, or the server says that it is not available (421): no mail will go through now."""
+    """No connection can be made, no answer comes, or the server is not available (421): no mail goes through now."""
 
 
 class Mailer:
@@ -96,7 +96,9 @@ class Mailer:
         try:
             async with self._slot():
                 return await self._send(to, mail)
-        except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise MailServerDown(self._told(error)) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
             raise MailUnavailable(self._told(error)) from error
 
     def _told(self, error: Exception) -> str:

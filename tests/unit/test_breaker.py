@@ -12,7 +12,7 @@ chances = st.floats(0, 1, exclude_max=True)
 def test_one_that_is_found_down_stays_open_for_its_time_and_is_then_probed() -> None:
     breaker = Breaker(first_seconds=1.0)
 
-    opened = breaker.found_down("no mail server", now=100.0, random=0.5)
+    opened = breaker.found_down("no mail server", began=99.0, now=100.0, random=0.5)
 
     assert opened
     assert breaker.remaining_seconds(100.0) == pytest.approx(1.0)
@@ -23,28 +23,32 @@ def test_one_that_is_found_down_stays_open_for_its_time_and_is_then_probed() -> 
 
 def test_a_probe_that_is_handled_closes_it_and_starts_anew() -> None:
     breaker = Breaker(first_seconds=1.0)
-    breaker.found_down("down", 0.0, 0.5)
+    breaker.found_down("down", 0.0, 0.0, 0.5)
     breaker.waited(1.0)
 
-    assert breaker.found_up()
+    assert breaker.found_up(began=1.0)
     assert (breaker.state, breaker.reason, breaker.openings) == ("closed", "", 0)
 
 
 def test_what_began_before_it_opened_changes_nothing() -> None:
     breaker = Breaker(first_seconds=1.0)
-    breaker.found_down("down", 0.0, 0.5)
+    breaker.found_down("down", 0.0, 0.0, 0.5)
     until = breaker.until
 
-    assert not breaker.found_down("down, too", 0.5, 0.5)
-    assert not breaker.found_up()
+    assert not breaker.found_down("down, too", 0.0, 0.5, 0.5)
+    assert not breaker.found_up(began=0.0)
     assert (breaker.state, breaker.until) == ("open", until)
+    breaker.waited(until)
+    assert not breaker.found_down("down, too", 0.0, 20.0, 0.5)
+    assert not breaker.found_up(began=0.0)
+    assert (breaker.state, breaker.until) == ("probing", until)
 
 
 @given(st.lists(chances, min_size=1, max_size=40))
 def test_pauses_grow_up_to_the_cap_and_jitter(randoms: list[float]) -> None:
     breaker, now, pauses = Breaker(first_seconds=1.0, cap_seconds=60.0), 0.0, []
     for random in randoms:
-        breaker.found_down("down", now, random)
+        breaker.found_down("down", now, now, random)
         pauses.append(breaker.remaining_seconds(now) / (0.8 + 0.4 * random))
         now = breaker.until
         breaker.waited(now)
@@ -59,9 +63,9 @@ def test_it_is_closed_only_at_first_or_after_a_probe(steps: list[tuple[str, floa
         now += seconds
         match step:
             case "down":
-                breaker.found_down("down", now, 0.5)
+                breaker.found_down("down", now, now, 0.5)
             case "up":
-                breaker.found_up()
+                breaker.found_up(now)
             case "wait":
                 breaker.waited(now)
         assert (before, breaker.state) in {

@@ -92,12 +92,14 @@ class Desk:
 
     def judged(self, endpoint: Endpoint, handled: Handled) -> Handled:
         """Tells the endpoint's breaker what one run of its handler found; a pause gets its length here."""
-        outcome = handled.outcome
-        if not isinstance(outcome, Defer) or not outcome.pause:
-            self.pauses.found_up(endpoint)
-            return handled
-        self.pauses.found_down(endpoint, handled.error_text)
-        return replace(handled, outcome=replace(outcome, delay_seconds=self.pauses.deferral_seconds(endpoint)))
+        match handled.outcome:
+            case Defer(pause=True) as outcome:
+                self.pauses.found_down(endpoint, handled.error_text, handled.seconds)
+                delay = self.pauses.deferral_seconds(endpoint)
+                return replace(handled, outcome=replace(outcome, delay_seconds=delay))
+            case Done() | Dead() if handled.error is None:  # what it needs has answered
+                self.pauses.found_up(endpoint, handled.seconds)
+        return handled
 
     def deferred(self, endpoint: Endpoint) -> Handled:
         """What becomes of a message that is not run, because its handler is paused."""
@@ -173,7 +175,8 @@ class Desk:
                     letters.append(replace(letter, cause=cause_of(handled.error)))
                 case Done():
                     raise AssertionError("a member that is done did not fail")
-            log.warning(
+            paused = isinstance(outcome, Defer) and self.pauses.is_open(endpoint)  # said once, by the pause
+            (log.debug if paused else log.warning)(
                 "message not handled",
                 endpoint=endpoint.name,
                 message_id=envelope.id,

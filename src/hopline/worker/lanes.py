@@ -103,7 +103,7 @@ class TransactionLane(Lane):
                 results = [(member, self._desk.deferred(self.endpoint)) for member in claimed]
             else:
                 results = await call_group(self.endpoint, tx, claimed)
-                self._desk.pauses.found_up(self.endpoint)
+                self._desk.pauses.found_up(self.endpoint, results[0][1].seconds)
             await self._desk.conclude(tx, self.endpoint, results)
         self._desk.count(self.endpoint, results)
 

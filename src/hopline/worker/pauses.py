@@ -58,11 +58,12 @@ class Pauses:
         remaining = breaker.remaining_seconds(time.monotonic())
         return remaining * (1 + DEFER_SPREAD * random.random())
 
-    def found_down(self, endpoint: Endpoint, reason: str) -> None:
-        """A handler found its dependency down."""
+    def found_down(self, endpoint: Endpoint, reason: str, ran_seconds: float) -> None:
+        """A handler that ran for so long found its dependency down."""
         _, breaker = self._breakers.setdefault(endpoint.name, (endpoint, self._breaker()))
-        if breaker.found_down(reason, time.monotonic(), random.random()):
-            seconds = breaker.remaining_seconds(time.monotonic())
+        now = time.monotonic()
+        if breaker.found_down(reason, now - ran_seconds, now, random.random()):
+            seconds = breaker.remaining_seconds(now)
             self._since.setdefault(endpoint.name, utcnow())
             log.error(
                 "queue paused",
@@ -75,10 +76,10 @@ class Pauses:
             self._timers[endpoint.name] = asyncio.get_running_loop().call_later(seconds, self._probe, endpoint)
             self._tell(endpoint.queue)
 
-    def found_up(self, endpoint: Endpoint) -> None:
-        """A handler handled a message."""
+    def found_up(self, endpoint: Endpoint, ran_seconds: float) -> None:
+        """A handler that ran for so long got an answer from what it needs."""
         entry = self._breakers.get(endpoint.name)
-        if entry is not None and entry[1].found_up():
+        if entry is not None and entry[1].found_up(time.monotonic() - ran_seconds):
             log.warning("queue resumed", queue=endpoint.queue, endpoint=endpoint.name)
             del self._breakers[endpoint.name], self._since[endpoint.name]
             self._tell(endpoint.queue)

@@ -14,7 +14,7 @@ from hopline import Dead, Done, Envelope, UsageError, new_id, utcnow
 from hopline.node import free_ports
 from orders import emails, mailbox
 from orders.domain import Customer
-from orders.mailer import CONNECTIONS, Mailer, MailRefused, MailUnavailable
+from orders.mailer import CONNECTIONS, Mailer, MailRefused, MailServerDown, MailUnavailable
 from orders.messages import UserWelcomed
 from tests.support.waiting import wait_until
 
@@ -118,7 +118,7 @@ async def test_a_server_that_is_down_is_unavailable_and_then_found_again(
         await mailer.send("a@example.com", MAIL)
 
     # When it is gone, then back
-    with pytest.raises(MailUnavailable, match=r"refused|lost|closed|Connect"):
+    with pytest.raises(MailServerDown, match=r"refused|lost|closed|Connect"):
         await mailer.send("b@example.com", MAIL)
     async with mailbox_at(port, ledger):
         await mailer.send("c@example.com", MAIL)
@@ -227,7 +227,8 @@ def answers(**of_command: str | None) -> Script:
         ({"END": "451 later"}, MailUnavailable),
         ({"END": None}, MailUnavailable),
         ({"RCPT": None}, MailUnavailable),
-        ({"EHLO": "421 busy"}, MailUnavailable),
+        ({"EHLO": "421 busy"}, MailServerDown),
+        ({"RCPT": "421 closing"}, MailServerDown),
     ],
 )
 async def test_what_a_server_says_decides_between_never_and_later(
@@ -272,7 +273,7 @@ async def test_a_server_that_says_nothing_runs_into_a_deadline(port: int, monkey
         writer.close()
 
     async with await asyncio.start_server(silent, "127.0.0.1", port), Mailer(f"smtp://127.0.0.1:{port}") as mailer:
-        with pytest.raises(MailUnavailable):
+        with pytest.raises(MailServerDown):
             await mailer.send("a@example.com", MAIL)
         closed.set()
 
@@ -282,7 +283,7 @@ async def test_no_free_connection_within_the_deadline(port: int, monkeypatch: py
     async with Mailer(f"smtp://127.0.0.1:{port}", connections=1) as mailer:
         await mailer._slots.acquire()
 
-        with pytest.raises(MailUnavailable, match="no free connection"):
+        with pytest.raises(MailServerDown, match="no free connection"):
             await mailer.send("a@example.com", MAIL)
 
 
