@@ -20,7 +20,7 @@ from itertools import islice
 
 import structlog
 
-from hopline import outbox, topology
+from hopline import metrics, outbox, topology
 from hopline.broker import Publish, Published, Publisher
 from hopline.database import Database, Send, Transaction, retried
 from hopline.deadletters import DeadLetter, park
@@ -31,7 +31,7 @@ from hopline.settings import Settings
 CHUNK_MESSAGES = 250
 MARKS_PER_TRANSACTION = 1_000
 RIDE_WAIT_SECONDS = 0.02
-"""On SQLite: how long marks wait for another write transaction to ride along with."""
+"""How long marks wait for another write transaction of the process to ride along with."""
 POSTPONE_CAP_SECONDS = 60.0
 STOP_SECONDS = 10.0
 
@@ -90,8 +90,7 @@ class Relay:
     def start(self) -> None:
         """Begins to sweep and to mark, and takes the outbox's new sends from now on."""
         self._store.window = self
-        if self._database.dialect == "sqlite":
-            self._database.riders.append(self)
+        self._database.riders.append(self)
         self._loops = [
             asyncio.create_task(self._sweep_forever(), name="relay sweep"),
             asyncio.create_task(self._mark_forever(), name="relay marks"),
@@ -124,7 +123,7 @@ class Relay:
                     await outbox.give_up_lease(tx, list(self._leased))
 
     async def board(self, tx: Transaction) -> Callable[[bool], None] | None:
-        """On SQLite the marks ride along with the process's other write transactions: one fsync less."""
+        """The marks ride along with the process's other write transactions: a commit, and its fsync, less."""
         if not self._confirmed:
             return None
         riding = self._take_marks()
@@ -152,6 +151,7 @@ class Relay:
     async def _fly(self, sends: list[tuple[Send, int]]) -> None:
         outcomes = [Published.UNKNOWN] * len(sends)
         self._leased.update(send.id for send, _ in sends)
+        started = time.monotonic()
         try:
             batch = [publish_of(send) for send, _ in sends]
             outcomes = await self._publisher.publish(batch, timeout_seconds=self._settings.confirm_timeout_seconds)
@@ -160,6 +160,7 @@ class Relay:
             outcomes = [Published.REFUSED] * len(sends)
         finally:
             self._free += len(sends)
+            metrics.published((outcome.value for outcome in outcomes), time.monotonic() - started)
             sent = [send.id for (send, _), outcome in zip(sends, outcomes, strict=True) if self._is_sent(send, outcome)]
             if sent:
                 self._confirmed.update(dict.fromkeys(sent, time.monotonic()))
@@ -238,8 +239,7 @@ class Relay:
     async def _mark_forever(self) -> None:
         while True:
             await self._to_mark.wait()
-            if self._database.dialect == "sqlite":
-                await asyncio.sleep(RIDE_WAIT_SECONDS)
+            await asyncio.sleep(RIDE_WAIT_SECONDS)
             self._to_mark.clear()
             try:
                 while self._confirmed:

@@ -106,6 +106,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{PREFIX}{name.upper()} must be at least 1")
+        if not 0 <= self.health_port <= 65_535:
+            raise UsageError(f"{PREFIX}HEALTH_PORT={self.health_port} is no port; 0 is none at all")
         for name in ("pause_first_seconds", "pause_cap_seconds", "heartbeat_seconds", "purge_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{PREFIX}{name.upper()} must be above 0")

@@ -19,7 +19,17 @@ import msgspec
 from litestar import Litestar, Request, Response, get, post
 from litestar.exceptions import NotFoundException
 
-from hopline import DatabaseError, Hopline, IdempotentRequest, Producer, Remembered, new_id, request_hash
+from hopline import (
+    METRICS_CONTENT_TYPE,
+    DatabaseError,
+    Hopline,
+    IdempotentRequest,
+    Producer,
+    Remembered,
+    metrics_text,
+    new_id,
+    request_hash,
+)
 from orders import docs, placing, problems, store
 from orders.domain import Customer, Line, Reason, Refused, check_customer, check_lines, money
 from orders.placing import NewOrder, NewUser, Placed
@@ -85,7 +95,7 @@ def create_app(app: Hopline) -> Litestar:
             yield
 
     return Litestar(
-        route_handlers=[place_order, show_order, register_user, show_user, livez, readyz, docs.page, docs.openapi_json],
+        route_handlers=[*ROUTES, docs.page, docs.openapi_json],
         lifespan=[producing],
         request_max_body_size=BODY_BYTES,
         exception_handlers={Exception: problems.answer},
@@ -156,6 +166,15 @@ async def readyz(request: Http) -> Response[bytes]:
         why = f"the outbox is full: {outbox.unsent} messages wait for the broker"
     state = {"ready": not why, "why": why, "broker": producer.trouble or "connected", "unsent": outbox.unsent}
     return _json(request, state, status=503 if why else 200)
+
+
+@get("/metrics")
+async def show_metrics(request: Http) -> Response[bytes]:
+    """What this process counts, for Prometheus."""
+    return Response(metrics_text(_desk(request).producer), media_type=METRICS_CONTENT_TYPE)
+
+
+ROUTES = (place_order, show_order, register_user, show_user, livez, readyz, show_metrics)
 
 
 def _desk(request: Http) -> Desk:

@@ -216,6 +216,18 @@ PATHS: Json = {
     "/users/{id}": {"get": _look("users", "Look at a registration", "User")},
     "/livez": {"get": _health("Whether this process answers")},
     "/readyz": {"get": _health("Whether orders can be accepted now, and why not", "503")},
+    "/metrics": {
+        "get": {
+            "tags": ["health"],
+            "summary": "What this process counts, for Prometheus",
+            "responses": {
+                "200": {
+                    "description": "Prometheus' text format",
+                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                }
+            },
+        }
+    },
 }
 
 

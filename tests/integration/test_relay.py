@@ -8,6 +8,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 
 from hopline import schema
 from hopline.broker import Publish, Published
@@ -51,6 +52,21 @@ async def test_a_committed_message_is_published_at_once_and_marked_sent(database
 
     assert [publish.envelope.key for publish in publisher.published] == ["a", "b"]
     assert {(publish.exchange, publish.routing_key) for publish in publisher.published} == {("hopline", "thing.made")}
+
+
+async def test_publishes_are_counted_by_how_they_ended(sqlite_database_url: str) -> None:
+    def counted(outcome: str) -> float:
+        return REGISTRY.get_sample_value("hopline_published_total", {"outcome": outcome}) or 0.0
+
+    before = counted("confirmed"), counted("returned")
+    publisher = ScriptedPublisher(
+        answer=lambda publish: Published.RETURNED if publish.routing_key == "nowhere" else Published.CONFIRMED
+    )
+    async with relaying(sqlite_database_url, publisher) as (database, _):
+        await send(database, "a", "b")
+        await send(database, "c", queue="nowhere")
+
+        await wait_until(lambda: (counted("confirmed"), counted("returned")) == (before[0] + 2, before[1] + 1))
 
 
 async def test_a_message_for_one_queue_goes_through_the_direct_exchange(database_url: str) -> None:

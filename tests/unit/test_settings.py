@@ -26,6 +26,7 @@ def test_a_value_that_does_not_parse_is_named() -> None:
     [
         ("HOPLINE_LEASE_SECONDS", "15", "half of"),
         ("HOPLINE_RELAY_WINDOW", "0", "at least 1"),
+        ("HOPLINE_HEALTH_PORT", "65536", "is no port"),
     ],
 )
 def test_values_that_would_break_a_promise_are_refused(name: str, value: str, says: str) -> None:

@@ -1,4 +1,4 @@
-"""The roles: `hopline worker`, `hopline relay`, and `hopline migrate`, which makes the tables."""
+"""The roles: `hopline worker`, `hopline relay`, and `hopline migrate`, which brings the tables up to date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import typer
 
 from hopline import service
 from hopline.app import Hopline
-from hopline.cli.context import AppOption, load
+from hopline.cli.context import AppOption, JsonOption, load
+from hopline.cli.output import print_json
+from hopline.health import serving
+from hopline.migrations import Migration
 
 log = structlog.get_logger("hopline")
 
@@ -37,23 +40,42 @@ def relay(app: AppOption = "") -> None:
     raise typer.Exit(service.run(lambda stop: _relay(program, stop), program.settings))
 
 
-def migrate(app: AppOption = "") -> None:
-    """Make the tables that are missing: the engine's and the program's. Safe to repeat."""
-    program = load(app)
-    asyncio.run(program.migrate())
-    typer.echo("The tables are in place.")
+def migrate(app: AppOption = "", as_json: JsonOption = False) -> None:
+    """Bring the engine's tables to today's version, rows included, and make the program's that are missing.
+
+    Safe to repeat. Stop the roles and back the database up before you go to a new version: there is no way back.
+    """
+    done = asyncio.run(load(app).migrate())
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(_told(done))
+
+
+def _told(done: Migration) -> str:
+    if done.before is None:
+        text = f"The engine's tables were made, at version {done.after}."
+    elif done.before != done.after:
+        text = f"The engine's tables were brought from version {done.before} to {done.after}."
+    else:
+        text = f"The engine's tables are up to date, at version {done.after}."
+    return f"{text}\nThe program's tables were made: {', '.join(done.tables)}." if done.tables else text
 
 
 async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) -> None:
-    async with program.working(queues=queues) as working:
+    async with serving(program.settings) as health, program.working(queues=queues) as working:
+        health.watch(working.producer)
         log.info("worker started", instance=working.producer.instance, queues=list(working.queues))
         await service.until_stopped(stop, working.worker.crashed, working.consumer.failed, *working.producer.failures)
+        health.draining()
         log.info("worker draining", unsettled=working.worker.busy)
     log.info("worker stopped")
 
 
 async def _relay(program: Hopline, stop: asyncio.Event) -> None:
-    async with program.producing(role="relay") as producer:
+    async with serving(program.settings) as health, program.producing(role="relay") as producer:
+        health.watch(producer)
         log.info("relay started", instance=producer.instance)
         await service.until_stopped(stop, *producer.failures)
+        health.draining()
     log.info("relay stopped")

@@ -387,6 +387,17 @@ async def test_health_with_the_broker_down(client: Client) -> None:
     assert "cannot" in ready.json()["broker"]
 
 
+async def test_metrics_say_what_waits_and_what_the_link_is(client: Client) -> None:
+    await client.post("/orders", json=GOOD)
+
+    metrics = await client.get("/metrics")
+
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'hopline_link_ready{link="publish"} 0.0' in metrics.text
+    assert "hopline_outbox_unsent 1.0" in metrics.text
+    assert "hopline_ready" not in metrics.text
+
+
 async def test_not_ready_without_the_database(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     async def unreachable(_database: Database) -> None:
         raise DatabaseUnavailable("no connection")
