@@ -2,16 +2,18 @@
 
 The layers, lowest first; a module imports lower layers only:
 
-    0  errors clock settings failpoints
+    0  errors clock settings failpoints metrics
     1  message outcome fingerprint
     2  codec retry topology breaker
-    3  broker handlers schema database
-    4  amqp/ management outbox inbox attempts deadletters idempotency suspects
-    5  batching live properties heartbeat recovery
+    3  broker handlers schema migrations database
+    4  amqp/ management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
+    5  batching live properties heartbeat recovery retention
     6  rabbitmq
-    7  relay worker timeline audit
-    8  app service node
-    9  cli
+    7  relay worker timeline audit repair
+    8  status
+    9  app service node
+    10 health
+    11 cli
 
 What a program needs is exported here; everything else is internal.
 """
@@ -38,9 +40,11 @@ from hopline.errors import (
     UsageError,
 )
 from hopline.handlers import Handlers
+from hopline.health import metrics_text
 from hopline.idempotency import IdempotentRequest, Remembered, request_hash
 from hopline.idempotency import claim as claim_idempotency
 from hopline.message import Envelope, message
+from hopline.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from hopline.node import Node, find_sbin, free_ports
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.retry import RetryPolicy
@@ -50,6 +54,7 @@ from hopline.settings import Settings
 from hopline.timeline import ORIGIN_HEADER, Step
 
 __all__ = [
+    "METRICS_CONTENT_TYPE",
     "ORIGIN_HEADER",
     "Audit",
     "BrokerUnavailable",
@@ -96,6 +101,7 @@ __all__ = [
     "id_time",
     "insert",
     "message",
+    "metrics_text",
     "new_id",
     "now",
     "request_hash",

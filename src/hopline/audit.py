@@ -106,21 +106,34 @@ async def register(database: Database, bound: Sequence[Endpoint]) -> None:
 
 
 def _state(endpoint: Endpoint) -> sa.ColumnElement[str]:
-    """SQL: the one state of a message at an endpoint; rows are the evidence, `unsettled` is the rest."""
+    """SQL: the one state of a message at an endpoint; rows are the evidence, `unsettled` is the rest.
+
+    What was replaced by a new message (edited, replayed as new) counts as discarded. Whether a message is cancelled
+    is told by its latest send: an earlier one of a retry was sent, one that was unroutable was replayed since.
+    """
     mine = sa.and_(outbox.c.message_id == messages.c.id, outbox.c.destination.in_(["", endpoint.queue]))
     letter = sa.and_(
         dead_letters.c.message_id == messages.c.id,
         sa.or_(dead_letters.c.endpoint == endpoint.name, dead_letters.c.endpoint.is_(None)),
         dead_letters.c.queue.in_(["", endpoint.queue]),
     )
+    given_up = sa.or_(dead_letters.c.resolution == "discarded", dead_letters.c.replaced_by.is_not(None))
+    latest = (
+        sa.select(outbox.c.sent_at)
+        .where(mine)
+        .order_by(outbox.c.run.desc(), outbox.c.attempt.desc(), outbox.c.id.desc())
+        .limit(1)
+        .correlate(messages)
+        .scalar_subquery()
+    )
     since = sa.select(endpoints.c.since).where(endpoints.c.endpoint == endpoint.name).scalar_subquery()
     return sa.case(
         (sa.exists().where(inbox.c.endpoint == endpoint.name, inbox.c.message_id == messages.c.id), "done"),
         (sa.exists().where(mine, outbox.c.next_at.is_not(None)), "open"),
         (sa.exists().where(letter, dead_letters.c.resolution.is_(None)), "parked"),
-        (sa.exists().where(letter, dead_letters.c.resolution == "discarded"), "discarded"),
+        (sa.exists().where(letter, given_up), "discarded"),
         (~sa.exists().where(mine), "elsewhere"),
-        (~sa.exists().where(mine, outbox.c.sent_at.is_not(None)), "cancelled"),
+        (latest.is_(None), "cancelled"),
         (~sa.exists().where(mine, outbox.c.sent_at >= since), "elsewhere"),
         (sa.exists().where(mine, outbox.c.sent_at >= now(-METRICS_LAG_SECONDS)), "recent"),
         else_="unsettled",

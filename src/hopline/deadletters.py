@@ -1,6 +1,7 @@
 """The dead letters: messages that are given up, parked whole where a person can see, mend and replay them.
 
-Invariant: what cannot be handled is here, committed under a unique identity, before it is acknowledged.
+Invariants: what cannot be handled is here, committed under a unique identity, before it is acknowledged; a letter
+is resolved once, by whoever comes first, and stays. deadletter_queries.py reads them.
 """
 
 from __future__ import annotations
@@ -8,14 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import sqlalchemy as sa
 
 from hopline.clock import new_id
-from hopline.database import Transaction, insert, now
+from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
 from hopline.fingerprint import NO_CAUSE, Cause, fingerprint
 from hopline.message import Envelope
-from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, dead_letters, storable, storable_json
+from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, Id, dead_letters, storable, storable_json
 
 NAME_CHARACTERS = 255
+
+Resolution = Literal["replayed", "edited", "discarded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,29 @@ async def park(tx: Transaction, letters: Sequence[DeadLetter]) -> None:
         return
     statement = insert(tx.dialect, dead_letters).values(dead_at=now()).on_conflict_do_nothing()
     await tx.execute(statement, [_row(letter) for letter in letters])
+
+
+async def resolve(tx: Transaction, letters: Mapping[str, str | None], resolution: Resolution) -> set[str]:
+    """Resolves letters, given as {id: the new message that replaces it}; returns the ids that were parked till now.
+
+    Of two who act on a letter at once, one gets its id.
+    """
+    rows = [{"id": identifier, "by": letters[identifier]} for identifier in sorted(letters)]
+    resolved = await tx.rows(_resolving(tx.dialect), {"as": resolution, **table_rows(rows)})
+    return {row.id for row in resolved}
+
+
+@cache
+def _resolving(dialect: Dialect) -> sa.Executable:
+    given = as_table(dialect, {"id": Id, "by": Id})
+    # As a function of the column, so that SQLite looks the ids up instead of walking all that is parked.
+    parked = sa.func.coalesce(dead_letters.c.resolution, "") == ""
+    return (
+        sa.update(dead_letters)
+        .where(dead_letters.c.id == given.c.id, parked)
+        .values(resolution=sa.bindparam("as"), resolved_at=now(), replaced_by=given.c.by)
+        .returning(dead_letters.c.id)
+    )
 
 
 def _row(letter: DeadLetter) -> dict[str, object]:

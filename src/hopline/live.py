@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hopline import amqp, management
 from hopline.errors import BrokerUnavailable, TopologyMismatch, UsageError
@@ -60,6 +60,8 @@ class QueueReading:
 
     ready: int
     unacked: int | None
+    consumers: int | None = None
+    """None: was not asked."""
 
     @property
     def is_empty(self) -> bool | None:
@@ -81,6 +83,17 @@ async def read_queues(broker_url: str, management_url: str, names: Sequence[str]
         raise BrokerUnavailable(f"the queues cannot be read: {error}") from error
 
 
+async def measure_queues(broker_url: str, management_url: str, names: Sequence[str]) -> dict[str, QueueReading]:
+    """As `read_queues`, with the consumers. A management API that does not answer only leaves figures unknown."""
+    asked = await read_queues(broker_url, "", names)
+    if not management_url:
+        return asked
+    told: dict[str, QueueReading] = {}
+    with suppress(BrokerUnavailable):
+        told = await read_queues(broker_url, management_url, names)
+    return {name: replace(reading, unacked=told.get(name, reading).unacked) for name, reading in asked.items()}
+
+
 def _read_by_management(management_url: str, vhost: str, names: Sequence[str]) -> dict[str, QueueReading]:
     # A queue that says nothing of itself (it has no leader) is not known to be empty.
     return {
@@ -100,7 +113,7 @@ async def _read_by_amqp(broker_url: str, names: Sequence[str]) -> dict[str, Queu
             channel = await connection.channel()  # a missing queue closes its channel
             with suppress(amqp.NotFound):
                 state = await channel.declare_queue(name, passive=True)
-                readings[name] = QueueReading(state.messages, None if state.consumers else 0)
+                readings[name] = QueueReading(state.messages, None if state.consumers else 0, state.consumers)
                 await channel.close()
     finally:
         await connection.close(CLOSE_TIMEOUT_SECONDS)

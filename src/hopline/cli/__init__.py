@@ -1,10 +1,10 @@
-"""The `hopline` command: run roles, make tables, compare the topology, and see what happened.
+"""The `hopline` command: run roles, make tables, compare the topology, see what happened, and repair.
 
 Every command works on a program named by `--app module:attribute` (or HOPLINE_APP) and on the database and
 broker of HOPLINE_DATABASE_URL and HOPLINE_BROKER_URL. Inside a checkout where `orders up` or `orders demo` has
 run, all of these default to that stack (`.hopline/env.json`). Exit status: 0 fine, 1 the command's answer is
-bad news (something is missing), 2 the call or the configuration is wrong, 3 the outside world failed, 4 the broker
-is not as declared.
+bad news (something is missing, was refused, or needs a person), 2 the call, the configuration or what was given is
+wrong, or a yes is missing, 3 the outside world failed, 4 the broker is not as declared. docs/reference/cli.md.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 
 import typer
 
-from hopline.cli import inspect, roles, topology
-from hopline.errors import HoplineError, UsageError
+from hopline.cli import dead, inspect, roles, scheduled, status, topology
+from hopline.errors import HoplineError, OutsideError
 
 app = typer.Typer(
     name="hopline",
@@ -24,7 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 roles.add_to(app)
+status.add_to(app)
 inspect.add_to(app)
+dead.add_to(app)
+scheduled.add_to(app)
 topology.add_to(app)
 
 
@@ -34,4 +37,4 @@ def main() -> None:
         app()
     except HoplineError as error:
         typer.echo(f"hopline: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 3)
+        sys.exit(3 if isinstance(error, OutsideError) else 2)

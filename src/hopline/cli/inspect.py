@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hopline.audit import Audit
 from hopline.cli.context import AppOption, JsonOption, load
+from hopline.cli.output import console, print_json, table
 from hopline.timeline import Step
 
 _COLOURS = {
@@ -24,7 +23,7 @@ _COLOURS = {
     "attempt": "yellow",
     "done": "bold green",
     "dead-letter": "bold red",
-    "cancelled": "red",
+    "repair": "bold magenta",
 }
 
 
@@ -45,9 +44,9 @@ def trace(
     """
     steps = asyncio.run(load(app).timeline(key))
     if as_json:
-        _print_json({"key": key, "steps": [asdict(step) for step in steps]})
+        print_json({"key": key, "steps": [asdict(step) for step in steps]})
     elif steps:
-        Console().print(_story(key, steps))
+        console().print(_story(key, steps))
     else:
         typer.echo(f"Nothing is known of {key!r}: no message with that key, or purged after its retention.", err=True)
     raise typer.Exit(0 if steps else 1)
@@ -60,7 +59,7 @@ def audit(app: AppOption = "", as_json: JsonOption = False) -> None:
     """
     result = asyncio.run(load(app).audit())
     if as_json:
-        _print_json(
+        print_json(
             {**asdict(result), "missing": result.missing, "pending": result.pending, "unproven": result.unproven}
         )
     else:
@@ -69,9 +68,7 @@ def audit(app: AppOption = "", as_json: JsonOption = False) -> None:
 
 
 def _story(key: str, steps: list[Step]) -> Table:
-    table = Table(title=f"{key}: {len(steps)} steps", title_justify="left", box=None, pad_edge=False)
-    for header, justify in (("time (UTC)", "left"), ("+ms", "right"), ("", "left"), ("took", "right"), ("", "left")):
-        table.add_column(header, justify="right" if justify == "right" else "left", overflow="fold")
+    told = table("time (UTC)", "+ms", "", "took", " ", right=("+ms", "took"), title=f"{key}: {len(steps)} steps")
     first = steps[0].at
     for step in steps:
         took = f"{step.seconds * 1000:.0f} ms" if step.seconds is not None else ""
@@ -82,33 +79,32 @@ def _story(key: str, steps: list[Step]) -> Table:
             text.append(f"  [{step.worker}]", style="dim")
         since = f"{(step.at - first).total_seconds() * 1000:.0f}"
         label = Text(step.what, style=_COLOURS[step.what])
-        table.add_row(f"{step.at:%Y-%m-%d %H:%M:%S.%f}"[:-3], since, label, took, text)
-    return table
+        told.add_row(f"{step.at:%Y-%m-%d %H:%M:%S.%f}"[:-3], since, label, took, text)
+    return told
+
+
+def audit_table(result: Audit) -> Table:
+    """The account of each endpoint, one a row."""
+    unproven = ("unproven",) if result.unproven else ()
+    names = ("created", "done", "open", "in broker", "parked", "discarded", "cancelled", *unproven, "missing")
+    made = table("endpoint", *names, right=names)
+    for one in result.endpoints:
+        figures = [f"{getattr(one, name.replace(' ', '_')):,}" for name in names]
+        made.add_row(one.endpoint, *figures, style="bold red" if one.missing else None)
+    return made
 
 
 def _print_audit(result: Audit) -> None:
-    table = Table(box=None, pad_edge=False)
-    names = ("created", "done", "open", "in_broker", "parked", "discarded", "cancelled", "unproven", "missing")
-    table.add_column("endpoint")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for one in result.endpoints:
-        figures = [f"{getattr(one, name):,}" for name in names]
-        table.add_row(one.endpoint, *figures, style="bold red" if one.missing else None)
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(audit_table(result))
     for one in result.endpoints:
         for identifier in one.missing_ids:
-            console.print(f"missing: {identifier} at {one.endpoint}", style="red")
+            out.print(f"missing: {identifier} at {one.endpoint}", style="red")
     if result.unproven:
-        console.print(
+        out.print(
             f"{result.unproven} messages are sent and not settled, and workers hold deliveries that cannot be counted: "
             "set HOPLINE_MANAGEMENT_URL, or stop the workers and ask again.",
             style="yellow",
         )
     if not result.missing and not result.unproven:
-        console.print("Every message is accounted for.", style="green")
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+        out.print("Every message is accounted for.", style="green")

@@ -1,0 +1,167 @@
+"""The account of messages that were repaired: each act has one place in it, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from hopline import audit as auditing
+from hopline import outbox, repair, scheduled, schema
+from hopline.audit import EndpointAudit, audit, register
+from hopline.clock import utcnow
+from hopline.database import Database
+from hopline.live import QueueReading
+from hopline.message import Envelope
+from hopline.scheduled import ScheduledFilter
+from tests.support.engine import envelope_for
+from tests.support.letters import CODE, Packed, dead, finished, handlers, opened, parked
+
+LATER = 3_600.0
+FIGURES = ("done", "open", "in_broker", "parked", "discarded", "cancelled", "missing")
+
+
+@asynccontextmanager
+async def registered(url: str) -> AsyncIterator[Database]:
+    async with opened(url) as database:
+        await register(database, list(handlers))
+        async with database.transaction() as tx:  # sends of these tests are made an hour old
+            await tx.execute(sa.update(schema.endpoints).values(since=utcnow() - timedelta(days=1)))
+        yield database
+
+
+async def account(database: Database, monkeypatch: pytest.MonkeyPatch) -> EndpointAudit:
+    """The account with an empty queue, so that nothing hides in the broker; what was sent is made an hour old."""
+    monkeypatch.setattr(auditing, "SECOND_LOOK_SECONDS", 0.0)
+    async with database.transaction() as tx:
+        sent = schema.outbox.c.sent_at
+        await tx.execute(
+            sa.update(schema.outbox).where(sent.is_not(None)).values(sent_at=utcnow() - timedelta(hours=1))
+        )
+
+    async def empty(queues: Sequence[str]) -> Mapping[str, QueueReading]:
+        return {queue: QueueReading(0, 0) for queue in queues}
+
+    (one,) = (await audit(database, list(handlers), empty)).endpoints
+    assert one.created == sum(getattr(one, name) for name in (*FIGURES, "unproven"))
+    return one
+
+
+async def state(database: Database, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one state of the database's only message."""
+    one = await account(database, monkeypatch)
+    (name,) = [name for name in FIGURES if getattr(one, name)]
+    assert one.created == 1
+    return name
+
+
+async def send(database: Database, envelope: Envelope, queue: str = "parcels") -> None:
+    """Sent and confirmed."""
+    async with database.transaction() as tx:
+        tx.schedule(envelope, queue=queue, delay_seconds=0)
+    await confirm_due(database)
+
+
+async def confirm_due(database: Database) -> None:
+    async with database.transaction() as tx:
+        claimed = await outbox.claim(tx, limit=100, lease_seconds=30)
+        await outbox.mark_sent(tx, {one.id: 0.0 for one, _ in claimed})
+
+
+async def retry_later(database: Database, envelope: Envelope) -> str:
+    async with database.transaction() as tx:
+        tx.schedule(envelope, queue="parcels", delay_seconds=LATER)
+    async with database.reading() as connection:
+        (waiting,) = await scheduled.find(connection, ScheduledFilter(), limit=10)
+    return waiting.id
+
+
+async def test_a_retry_that_is_cancelled_after_a_send_is_cancelled_and_not_missing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envelope = envelope_for(Packed("p-1"))
+    async with registered(database_url) as database:
+        await send(database, envelope, queue="")
+        assert await state(database, monkeypatch) == "missing"
+        identifier = await retry_later(database, replace(envelope, attempt=1))
+        assert await state(database, monkeypatch) == "open"
+
+        await repair.cancel(database, [identifier], who="ann")
+
+        assert await state(database, monkeypatch) == "cancelled"
+
+
+async def test_a_deferral_that_is_cancelled_is_cancelled_too(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envelope = envelope_for(Packed("p-1"))
+    async with registered(database_url) as database:
+        await send(database, envelope)
+        identifier = await retry_later(database, envelope)
+
+        await repair.cancel(database, [identifier], who="ann")
+
+        assert await state(database, monkeypatch) == "cancelled"
+
+
+async def test_an_unroutable_send_that_was_replayed_is_not_cancelled(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envelope = envelope_for(Packed("p-1"))
+    async with registered(database_url) as database:
+        async with database.transaction() as tx:
+            tx.schedule(envelope, queue="", delay_seconds=0)
+        async with database.transaction() as tx:
+            claimed = await outbox.claim(tx, limit=10, lease_seconds=30)
+            await outbox.mark_unroutable(tx, [one.id for one, _ in claimed])
+        unroutable = dead(Packed("p-1"), envelope, queue="", endpoint=None, reason="unroutable")
+        (letter,) = await parked(database, unroutable)
+        assert await state(database, monkeypatch) == "parked"
+
+        (judged,) = await repair.replay(database, CODE, [letter], who="ann")
+        assert judged.verdict.ok
+        assert await state(database, monkeypatch) == "open"
+
+        await confirm_due(database)
+        assert await state(database, monkeypatch) == "missing"  # sent, and the queue is empty
+        await finished(database, envelope.id, run=1)
+        assert await state(database, monkeypatch) == "done"
+
+
+async def test_a_letter_counts_as_parked_until_it_is_replayed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envelope = envelope_for(Packed("p-1"))
+    async with registered(database_url) as database:
+        await send(database, envelope)
+        (letter,) = await parked(database, dead(Packed("p-1"), envelope))
+        assert await state(database, monkeypatch) == "parked"
+
+        await repair.replay(database, CODE, [letter], who="ann")
+        assert await state(database, monkeypatch) == "open"
+        await confirm_due(database)
+        (again,) = await parked(database, dead(Packed("p-1"), replace(envelope, run=1)))
+        assert await state(database, monkeypatch) == "parked"
+
+        await repair.discard(database, [again], who="ann", reason="not needed")
+        assert await state(database, monkeypatch) == "discarded"
+
+
+async def test_what_is_replaced_by_a_new_message_counts_as_discarded_and_the_new_one_for_itself(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, older = envelope_for(Packed("p-1")), envelope_for(Packed("p-2"))
+    async with registered(database_url) as database:
+        await send(database, old)
+        await send(database, older)
+        edited, too_old = await parked(database, dead(Packed("p-1"), old), dead(Packed("p-2"), older, reason="too-old"))
+
+        await repair.edit(database, CODE, edited, b'{"id":"p-3"}', who="ann")
+        await repair.replay(database, CODE, [too_old], who="ann", as_new=True)
+
+        one = await account(database, monkeypatch)
+    assert (one.created, one.discarded, one.open, one.missing) == (4, 2, 2, 0)
