@@ -30,7 +30,6 @@ DEADLINE_SECONDS = 120.0
 REQUEST_SECONDS = 30.0
 PAUSE_CAP_SECONDS = 2.0
 _AGAIN = frozenset({409, 429, 502, 503, 504})
-SYNC_SECONDS = 0.2
 
 
 class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -60,14 +59,15 @@ class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Record:
-    """A file of Sent as NDJSON, written as the answers come and forced to the disk a few times a second.
+    """A file of Sent as NDJSON. What `add` has taken is on the disk, also after a power cut.
 
-    An async context manager: leaving it forces out the rest.
+    An async context manager. Answers that come while one fsync runs share the next.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._waiting: list[bytes] = []
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
 
     async def __aenter__(self) -> Record:
         try:
@@ -82,26 +82,36 @@ class Record:
     ) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._sync(self._taken())
+        self._sync([line for line, _ in self._waiting])
         self._file.close()
 
-    def add(self, sent: Sent) -> None:
-        """Takes one; it is on the disk within a fraction of a second."""
-        self._waiting.append(msgspec.json.encode(sent) + b"\n")
-
-    def _taken(self) -> bytes:
-        waiting, self._waiting = self._waiting, []
-        return b"".join(waiting)
+    async def add(self, sent: Sent) -> None:
+        """Returns when it is on the disk; OSError if the disk does not take it."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((msgspec.json.encode(sent) + b"\n", written))
+        self._wake.set()
+        await written
 
     async def _sync_forever(self) -> None:
         while True:
-            await asyncio.sleep(SYNC_SECONDS)
-            data = self._taken()
-            if data:
-                await asyncio.shield(asyncio.to_thread(self._sync, data))
+            await self._wake.wait()
+            self._wake.clear()
+            taken, self._waiting = self._waiting, []
+            error: OSError | None = None
+            try:
+                await asyncio.shield(asyncio.to_thread(self._sync, [line for line, _ in taken]))
+            except OSError as failed:
+                error = failed
+            for _, written in taken:
+                if written.done():
+                    continue  # its caller was cancelled
+                if error is None:
+                    written.set_result(None)
+                else:
+                    written.set_exception(error)
 
-    def _sync(self, data: bytes) -> None:
-        self._file.write(data)
+    def _sync(self, lines: Iterable[bytes]) -> None:
+        self._file.writelines(lines)
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -119,7 +129,8 @@ async def replay(
     """Sends every basket to POST `url`/orders; returns what became of each, in the order of their ends.
 
     `rate` is baskets a second (None: as fast as `concurrency` requests at a time allow). `run_id` keeps apart
-    the keys of two runs with the same baskets; give the same one to go on with an interrupted run.
+    the keys of two runs with the same baskets; give the same one to go on with an interrupted run. With a
+    `record` an answer counts, for `on_progress` too, once it is on the disk.
     """
     pacer = _Pacer(baskets, rate)
     contact = _Contact()
@@ -129,9 +140,9 @@ async def replay(
     async def send_on(session: aiohttp.ClientSession) -> None:
         while (basket := await pacer.next()) is not None:
             sent = await _deliver(session, contact, f"{url.rstrip('/')}/orders", basket, f"{key_prefix}-{basket.id}")
-            done.append(sent)
             if record is not None:
-                record.add(sent)
+                await record.add(sent)
+            done.append(sent)
             if on_progress is not None:
                 on_progress(sent)
 

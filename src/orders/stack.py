@@ -86,10 +86,13 @@ class Role:
         process = self._process
         return process.pid if process is not None and process.returncode is None else 0
 
-    async def start(self) -> None:
-        """Starts the process and its supervision."""
+    async def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Starts the process and its supervision.
+
+        `environment` has further variables for this very process: one that follows it when it dies has none of them.
+        """
         self._stopping.clear()
-        await self._spawn()
+        await self._spawn(environment or {})
         self._supervisor = asyncio.create_task(self._supervise(), name=f"supervise {self.name}")
 
     def signal(self, number: signal.Signals) -> None:
@@ -109,13 +112,13 @@ class Role:
             self.signal(signal.SIGKILL)
             await asyncio.wait([self._supervisor])
 
-    async def _spawn(self) -> None:
+    async def _spawn(self, environment: Mapping[str, str]) -> None:
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **self._environment},
+            env={**os.environ, **self._environment, **environment},
             limit=LOG_LINE_BYTES,
             start_new_session=True,  # Ctrl-C is for the supervisor, which then drains in order
             preexec_fn=_die_with_parent,
@@ -135,7 +138,7 @@ class Role:
                 await asyncio.wait_for(self._stopping.wait(), pause)
                 return
             self.restarts += 1
-            await self._spawn()
+            await self._spawn({})
             self.on_restart()
 
     async def _ended(self) -> int:
@@ -187,7 +190,7 @@ class Stack:
                 "RabbitMQ is not installed; run ./dev, which installs it, or apt-get install rabbitmq-server"
             )
         mailbox = self._orders("mailbox", "--port", self._mailbox_port, "--ledger", self.ledger)
-        await self._start_role("mailbox", mailbox, f"smtp://127.0.0.1:{self._mailbox_port}")
+        await self.start_role("mailbox", mailbox, f"smtp://127.0.0.1:{self._mailbox_port}")
         self._log("rabbitmq", "starting a private node")
         node = asyncio.create_task(asyncio.to_thread(self.node.start))
         try:
@@ -195,9 +198,9 @@ class Stack:
         finally:
             await node
         self._log("rabbitmq", f"ready at {self.node.url}")
-        await self._start_role("api", self._orders("api", "--port", self._api_port), self.api_url)
+        await self.start_role("api", self._orders("api", "--port", self._api_port), self.api_url)
         for number in range(1, self.options.workers + 1):
-            await self._start_role(f"worker-{number}", [sys.executable, "-m", "hopline.cli", "worker"], "")
+            await self.start_role(f"worker-{number}", [sys.executable, "-m", "hopline.cli", "worker"])
         await self._until_ready()
         self.write_files()
 
@@ -227,11 +230,15 @@ class Stack:
         _write_json(self.folder / "run.json", run)
         _write_json(self.folder / "env.json", self.environment)
 
-    async def _start_role(self, name: str, command: Sequence[object], url: str) -> None:
+    async def start_role(
+        self, name: str, command: Sequence[object], url: str = "", environment: Mapping[str, str] | None = None
+    ) -> Role:
+        """Starts one more role beside the others; `environment` as in Role.start."""
         role = Role(name, [str(word) for word in command], self.environment, self._log, url)
         role.on_restart = self.write_files
         self.roles[name] = role
-        await role.start()
+        await role.start(environment)
+        return role
 
     def _orders(self, *words: object) -> list[object]:
         return [sys.executable, "-m", "orders.cli", *words]

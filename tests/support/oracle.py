@@ -1,7 +1,8 @@
 """The oracle: what the outside world shows, read without any code of the system.
 
-It compares what clients were answered (ids written down as the answers came) with the database by its plain
-driver, the mail server's ledger as plain JSON, and the verdict of the `hopline audit` command.
+It compares what clients were answered (ids on the disk before they count) with the database by its plain driver,
+the mail server's ledger as plain JSON, RabbitMQ's queues by its management API, and the verdict of the `hopline
+audit` command.
 """
 
 from __future__ import annotations
@@ -12,31 +13,53 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-from tests.support.waiting import wait_until
+from hopline import Node
+from tests.support.vhosts import queue_messages
 
 ORDER_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 TERMINAL = {"confirmed", "rejected"}
+HEALING_SECONDS = 60.0
+"""From the end of a fault until nothing is on its way any more."""
+STILL_SECONDS = 6.0
+"""Of nothing unsent, empty queues and no change: then nothing more will come. Longer than any lag of a figure."""
+POLL_SECONDS = 0.1
 
 
 async def query(database_url: str, sql: str) -> list[tuple[Any, ...]]:
     """The rows of a query, by sqlite3 or asyncpg alone."""
     if database_url.startswith("sqlite"):
-        path = database_url.partition("///")[2]
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10) as connection:
-            rows = connection.execute(sql).fetchall()
-        connection.close()
-        return rows
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+        return await asyncio.to_thread(_query_sqlite, database_url.partition("///")[2], sql)
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""), timeout=10)
     try:
         return [tuple(row) for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()
+
+
+def _query_sqlite(path: str, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+async def execute(database_url: str, sql: str) -> None:
+    """Runs a statement, by sqlite3 or asyncpg alone."""
+    if database_url.startswith("sqlite"):
+        with closing(sqlite3.connect(database_url.partition("///")[2], timeout=30)) as connection, connection:
+            connection.execute(sql)
+        return
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""), timeout=10)
+    try:
+        await connection.execute(sql)
     finally:
         await connection.close()
 
@@ -46,6 +69,11 @@ async def states(database_url: str) -> dict[str, str]:
     return {str(identifier): state for identifier, state in await query(database_url, "SELECT id, state FROM orders")}
 
 
+async def unsent(database_url: str) -> int:
+    """The sends that are not confirmed, parked or cancelled."""
+    return int((await query(database_url, "SELECT count(*) FROM hopline_outbox WHERE next_at IS NOT NULL"))[0][0])
+
+
 def mails(ledger: Path) -> list[dict[str, Any]]:
     """Every mail that the mail server took; a last line that is still being written is left out."""
     if not ledger.exists():
@@ -53,24 +81,29 @@ def mails(ledger: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ledger.read_bytes().split(b"\n")[:-1]]
 
 
-def mailed_orders(ledger: Path) -> Counter[str]:
-    """How many mails there are about each order."""
-    found = (ORDER_ID.search(mail["subject"]) for mail in mails(ledger))
-    return Counter(match[0] for match in found if match)
+class Ledger:
+    """The mail server's ledger, read as it grows; a last line that is still being written waits."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read_bytes = 0
+        self._mails: dict[str, list[str]] = defaultdict(list)
 
-async def settled(database_url: str, ledger: Path, accepted: Iterable[str], deadline_seconds: float = 60) -> None:
-    """Waits until every accepted order is in a terminal state and has its mail."""
-    wanted = set(accepted)
+    def mails(self) -> Mapping[str, list[str]]:
+        """The Message-IDs of the mails about each order."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._read_bytes)
+                complete, _, _ = file.read().rpartition(b"\n")
+            for line in complete.split(b"\n") if complete else []:
+                self._add(json.loads(line))
+            self._read_bytes += len(complete) + bool(complete)
+        return self._mails
 
-    async def all_there() -> bool:
-        mailed = mailed_orders(ledger)
-        if not wanted <= mailed.keys():
-            return False
-        known = await states(database_url)
-        return all(known.get(identifier) in TERMINAL for identifier in wanted)
-
-    await wait_until(all_there, deadline_seconds, "every accepted order is decided and mailed")
+    def _add(self, mail: dict[str, Any]) -> None:
+        found = ORDER_ID.search(mail["subject"])
+        if found:
+            self._mails[found[0]].append(mail["message_id"])
 
 
 async def command(
@@ -88,45 +121,136 @@ async def command(
     )
 
 
+async def audit(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The verdict of `hopline audit`."""
+    done = await command(environment, "audit", "--json")
+    assert done.stdout, done.stderr
+    verdict: dict[str, Any] = json.loads(done.stdout)
+    return verdict
+
+
 @dataclass(frozen=True)
 class Account:
-    """What must hold after any fault that has healed."""
+    """What must hold after any fault that has healed, and what was found."""
 
-    accepted: set[str]
-    states: dict[str, str]
-    mails: Counter[str]
-    audit: dict[str, Any]
+    accepted: frozenset[str]
+    """The ids that clients were told, all of them."""
+    states: Mapping[str, str]
+    mails: Mapping[str, list[str]]
+    unsent: int
+    queued: Mapping[str, int | None]
+    """What the queues hold."""
+    decisions: Mapping[str, int]
+    """How many messages say what was decided, by order: each is sent in the handler's transaction."""
+    repeated: list[tuple[Any, ...]]
+    """(message, endpoint) with more than one row of the inbox."""
     stock: list[tuple[str, int, int]]
-    """SKU, units that left the stock, units in confirmed orders."""
+    """SKU, units that left the stock, units in confirmed orders; where they differ."""
+    parked: list[tuple[Any, ...]]
+    """Reason and error of what is parked."""
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
-    def assert_nothing_lost_nothing_twice(self) -> None:
-        """Each accepted order in exactly one terminal state with a mail; no other orders; stock moved once."""
-        assert self.accepted, "nothing was accepted, so nothing was proven"
-        undecided = {identifier for identifier in self.accepted if self.states.get(identifier) not in TERMINAL}
-        assert not undecided, f"{len(undecided)} accepted orders are not decided, such as {sorted(undecided)[:3]}"
-        assert not self.accepted - self.mails.keys(), "accepted orders without a mail"
-        assert not self.states.keys() - self.accepted, "orders that no client was told of"
-        assert self.audit["missing"] == 0
-        assert self.audit["pending"] == 0
-        wrong = [entry for entry in self.stock if entry[1] != entry[2]]
-        assert not wrong, f"stock moved more or less than once: {wrong[:3]}"
+    def lost(self, accepted: Collection[str]) -> set[str]:
+        """Of these, the ones in no terminal state or without a mail."""
+        return {one for one in accepted if self.states.get(one) not in TERMINAL or not self.mails.get(one)}
+
+    def violations(self, accepted: Collection[str]) -> list[str]:
+        """What does not hold, in words. `accepted` are the ids that this very fault was about."""
+        lost = self.lost(accepted)
+        twice = {one: count for one, count in self.decisions.items() if count > 1}
+        renamed = {one for one, found in self.mails.items() if len(set(found)) > 1}
+        found = {
+            "nothing was accepted, so nothing was proven": not accepted,
+            f"{len(lost)} of {len(accepted)} accepted orders are not decided and mailed: {_some(lost)}": lost,
+            f"orders that no client was told of: {_some(self.states.keys() - self.accepted)}": (
+                self.states.keys() - self.accepted
+            ),
+            f"mails about orders that no client was told of: {_some(self.mails.keys() - self.accepted)}": (
+                self.mails.keys() - self.accepted
+            ),
+            f"orders that were decided more than once: {_some(twice)}": twice,
+            f"mails about one thing under different Message-IDs: {_some(renamed)}": renamed,
+            f"effects that are committed more than once: {self.repeated[:3]}": self.repeated,
+            f"stock moved more or less than once (SKU, moved, confirmed): {self.stock[:3]}": self.stock,
+            f"{self.unsent} sends are pending": self.unsent,
+            f"queues are not empty: {self.queued}": any(self.queued.values()),
+            f"parked: {self.parked[:3]}": self.parked,
+            f"the audit: {self.audit}": self.audit["missing"] or self.audit["pending"] or self.audit["unproven"],
+        }
+        return [text for text, wrong in found.items() if wrong]
 
 
-async def account(environment: Mapping[str, str], ledger: Path, accepted: set[str], on_hand: int) -> Account:
-    """Reads everything; `on_hand` is the stock that each product began with."""
-    url = environment["HOPLINE_DATABASE_URL"]
+def _some(ids: Collection[str]) -> list[str]:
+    return sorted(ids)[:3]
 
-    async def nothing_pending() -> bool:
-        audit = json.loads((await command(environment, "audit", "--json")).stdout)
-        return bool(audit["pending"] == 0 and audit["unproven"] == 0)
 
-    await wait_until(nothing_pending, 60, "nothing is on its way any more")
-    audited = await command(environment, "audit", "--json")
-    assert audited.returncode == 0, audited.stdout + audited.stderr
-    taken: Counter[str] = Counter()
-    for (lines,) in await query(url, "SELECT lines FROM orders WHERE state = 'confirmed'"):
-        for line in json.loads(lines):
-            taken[line["sku"]] += line["quantity"]
-    moved = await query(url, f"SELECT sku, {on_hand} - on_hand FROM products")
-    stock = [(sku, int(units), taken[sku]) for sku, units in moved if units or taken[sku]]
-    return Account(accepted, await states(url), mailed_orders(ledger), json.loads(audited.stdout), stock)
+class Oracle:
+    """Watches one stack from outside, over its whole life."""
+
+    def __init__(self, environment: Mapping[str, str], node: Node, ledger: Path, stock: Mapping[str, int]) -> None:
+        self.ledger = Ledger(ledger)
+        self._environment = environment
+        self._url = environment["HOPLINE_DATABASE_URL"]
+        self._node = node
+        self._stock = stock
+        """Units of each product at the begin."""
+
+    async def account(self, known: Collection[str], accepted: Collection[str]) -> Account:
+        """Waits until everything is settled, or nothing moves any more; then reads all evidence.
+
+        `known` are all ids that clients were ever told, `accepted` those that have to be settled now.
+        """
+        await self._settled(set(accepted))
+        return Account(
+            accepted=frozenset(known),
+            states=await states(self._url),
+            mails=self.ledger.mails(),
+            unsent=await unsent(self._url),
+            queued=await self._queued(),
+            decisions={str(key): count for key, count in await query(self._url, _DECISIONS)},
+            repeated=await query(self._url, _REPEATED),
+            stock=await self._moved(),
+            parked=await query(self._url, _PARKED),
+            audit=await audit(self._environment),
+        )
+
+    async def _settled(self, wanted: set[str]) -> None:
+        give_up_at = time.monotonic() + HEALING_SECONDS
+        still_since, before = time.monotonic(), 0
+        while time.monotonic() < give_up_at and time.monotonic() - still_since < STILL_SECONDS:
+            mailed = wanted <= self.ledger.mails().keys()
+            sends, on_the_way = await self._on_the_way()
+            if mailed and not on_the_way:
+                return
+            if on_the_way or sends != before:
+                still_since, before = time.monotonic(), sends
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _on_the_way(self) -> tuple[int, bool]:
+        """How many sends there ever were, and whether something is unsent, undecided or in a queue."""
+        (row,) = await query(self._url, "SELECT count(*), count(next_at) FROM hopline_outbox")
+        sends, waiting = int(row[0]), int(row[1])
+        try:
+            queued = await self._queued()
+        except OSError:
+            return sends, True  # RabbitMQ does not answer
+        return sends, waiting > 0 or not queued or any(count is None or count > 0 for count in queued.values())
+
+    async def _queued(self) -> dict[str, int | None]:
+        return await asyncio.to_thread(queue_messages, self._node)
+
+    async def _moved(self) -> list[tuple[str, int, int]]:
+        taken: Counter[str] = Counter()
+        for (lines,) in await query(self._url, "SELECT lines FROM orders WHERE state = 'confirmed'"):
+            for line in json.loads(lines):
+                taken[line["sku"]] += line["quantity"]
+        left = dict(await query(self._url, "SELECT sku, on_hand FROM products"))
+        moved = [(sku, had - int(left[sku]), taken[sku]) for sku, had in self._stock.items()]
+        return [one for one in moved if one[1] != one[2]]
+
+
+_DECISIONS = """
+    SELECT key, count(*) FROM hopline_messages WHERE type IN ('order.confirmed', 'order.rejected') GROUP BY key
+"""
+_REPEATED = "SELECT message_id, endpoint FROM hopline_inbox GROUP BY message_id, endpoint HAVING count(*) > 1"
+_PARKED = "SELECT reason, error FROM hopline_dead_letters WHERE resolution IS NULL"

@@ -25,6 +25,8 @@ from hopline.node import free_ports
 
 SUPERUSER = "postgres"
 POLL_SECONDS = 0.02
+_LIMIT_FILES = 'ulimit -f "$0" && exec "$@"'
+"""For sh: no file of the program may exceed so many blocks of 512 bytes (POSIX, ulimit)."""
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",  # a socket's path may have 107 characters only
@@ -79,14 +81,17 @@ class Postgres:
     def url_of(self, database: str) -> str:
         return f"postgresql+asyncpg://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
-    def start(self, timeout_seconds: float = 60) -> None:
-        """Returns when a query succeeds; does nothing if it runs. After `kill`, it recovers first."""
+    def start(self, timeout_seconds: float = 60, *, file_bytes: int | None = None) -> None:
+        """Returns when a query succeeds; does nothing if it runs. After `kill`, it recovers first.
+
+        `file_bytes`, a multiple of 512, is what no file of the server may exceed (RLIMIT_FSIZE): a full disk to it.
+        """
         if self._server is not None and self._server.poll() is None:
             return
         self._make_folder()
         deadline = time.monotonic() + timeout_seconds
         while True:
-            self._server = self._launch()
+            self._server = self._launch(file_bytes)
             while self._server.poll() is None and time.monotonic() < deadline:
                 if self._answers():
                     return
@@ -116,9 +121,17 @@ class Postgres:
             self._server.wait()
             self._server = None
 
-    def restart(self) -> None:
+    def quit(self) -> None:
+        """An immediate shutdown (`pg_ctl stop -m immediate`): each session ends at once, and `start` recovers."""
+        if self._server is not None:
+            self._server.send_signal(signal.SIGQUIT)
+            self._server.wait(30)
+            self._server = None
+
+    def restart(self, *, file_bytes: int | None = None) -> None:
+        """Stops and starts; see `start`."""
         self.stop()
-        self.start()
+        self.start(file_bytes=file_bytes)
 
     def create_database(self, name: str) -> str:
         """A new, empty database; gives its SQLAlchemy URL."""
@@ -175,11 +188,12 @@ class Postgres:
         if done.returncode != 0:
             raise PostgresError(f"initdb failed: {done.stderr.strip()}")
 
-    def _launch(self) -> subprocess.Popen[bytes]:
+    def _launch(self, file_bytes: int | None) -> subprocess.Popen[bytes]:
         settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        limit = [] if file_bytes is None else ["sh", "-c", _LIMIT_FILES, str(file_bytes // 512)]
         with (self.folder / "server.log").open("wb") as log:
             return subprocess.Popen(
-                [self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *settings],
+                [*limit, self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *settings],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
