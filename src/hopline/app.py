@@ -26,7 +26,7 @@ from hopline import topology
 from hopline.audit import Audit, audit, register
 from hopline.batching import Groups
 from hopline.database import Database, Transaction
-from hopline.errors import CommitUnknown, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
+from hopline.errors import CommitUnknown, DatabaseContention, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
 from hopline.heartbeat import Heartbeat
 from hopline.live import read_queues
@@ -313,6 +313,10 @@ class Producer:
                     return await read_back(tx, items)
             except (OutboxFull, DatabaseUnavailable):
                 raise  # nothing was stored, and alone they would fare no better
+            except DatabaseContention:
+                if self.database.dialect == "sqlite":
+                    raise  # the one writer's lock is what they all waited for, and each would wait again
+                return [await _alone(together, item) for item in items]
             except Exception as error:
                 if len(items) == 1:
                     raise

@@ -1,18 +1,15 @@
 """The system under faults: one stack a database, started once for all tests, and anew after one that failed.
 
-Every test leaves the stack healed, so the account of the next one covers everything that was ever accepted.
-HOPLINE_FAULT_BASKETS=N sends at least N orders in each test; from 2,000 on it is the long form (`./dev faults`),
-in which things are frozen for 30 s and leases have their length of production.
+Every test leaves the stack healed, so the account of the next one covers everything that was ever accepted. How
+hard a fault is tried, and on which databases, says forms.py.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -20,10 +17,10 @@ import pytest
 import pytest_asyncio
 
 from orders import stack
+from tests.faults.forms import scale
 from tests.support.postgres import Postgres, find_postgres
-from tests.support.system import LONG, SHORT, Scale, System, system
+from tests.support.system import Scale, System, system
 
-BASKETS = "HOPLINE_FAULT_BASKETS"
 _failed = pytest.StashKey[bool]()
 
 
@@ -36,13 +33,6 @@ def pytest_runtest_makereport(
     if call.when == "call":
         item.stash[_failed] = report.failed
     return report
-
-
-@pytest.fixture(scope="session")
-def scale() -> Scale:
-    """How hard each fault is tried."""
-    baskets = int(os.environ.get(BASKETS, SHORT.baskets))
-    return replace(LONG if baskets >= LONG.baskets else SHORT, baskets=baskets)
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +67,9 @@ class Systems:
         self._exits = AsyncExitStack()
         self._system: System | None = None
 
-    async def get(self) -> System:
-        """The system, healthy."""
-        if self._system is None or self._system.spoiled:
+    async def get(self, *, healthy: bool = True) -> System:
+        """The system; unless it has to be `healthy`, also one that is spoiled."""
+        if self._system is None or (healthy and self._system.spoiled):
             await self.close()
             self._exits.enter_context(quick_restarts())
             number = next(self._numbers)
@@ -96,12 +86,12 @@ class Systems:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=["sqlite", "postgres"])
 async def systems(
-    request: pytest.FixtureRequest, rabbitmq_installed: None, tmp_path_factory: pytest.TempPathFactory, scale: Scale
+    request: pytest.FixtureRequest, rabbitmq_installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Systems]:
     """The systems on one database."""
     postgres = request.getfixturevalue("fault_postgres") if request.param == "postgres" else None
     folder: Path = tmp_path_factory.mktemp(f"faults-{request.param}")
-    made = Systems(folder, scale, postgres)
+    made = Systems(folder, scale(), postgres)
     yield made
     await made.close()
 
@@ -115,3 +105,11 @@ async def running(request: pytest.FixtureRequest, systems: Systems) -> AsyncIter
         found.spoiled = True
     elif not found.spoiled:
         await found.reset()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def spoiled(systems: Systems) -> System:
+    """A running system that is for mutants, and is what nobody else uses afterwards."""
+    found = await systems.get(healthy=False)
+    found.spoiled = True
+    return found

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.faults import scenarios
+from tests.faults.forms import shortly_on
 from tests.support import oracle
 from tests.support.queues import sync_queues
 from tests.support.system import DEADLINE_SECONDS, System
@@ -16,6 +17,7 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
 
+@shortly_on("postgres")
 async def test_a_broker_killed_again_and_again(running: System) -> None:
     """The API goes on accepting meanwhile, and every message is sent, at least once, and done once."""
     async with running.loading() as load:
@@ -29,6 +31,7 @@ async def test_a_broker_killed_again_and_again(running: System) -> None:
     assert all(answer.accepted or answer.refused for answer in load.answers)
 
 
+@shortly_on("sqlite")
 async def test_a_broker_frozen_and_then_killed(running: System) -> None:
     """What was written to it and never confirmed is not taken for sent."""
     load = await scenarios.broker_frozen_and_killed(running)
@@ -36,6 +39,7 @@ async def test_a_broker_frozen_and_then_killed(running: System) -> None:
     await running.assert_nothing_lost_nothing_twice(load)
 
 
+@shortly_on("postgres")
 async def test_a_broker_that_is_frozen_for_a_while(running: System) -> None:
     """Connections stay open and nothing is heard: the confirm deadline and the heartbeats decide, nothing hangs."""
     async with running.loading() as load:
@@ -51,6 +55,7 @@ async def test_a_broker_that_is_frozen_for_a_while(running: System) -> None:
     await running.assert_nothing_lost_nothing_twice(load)
 
 
+@shortly_on("sqlite")
 async def test_a_memory_alarm(running: System) -> None:
     """RabbitMQ blocks publishers: messages wait in the outbox, consumers and the API go on."""
     async with running.loading() as load:

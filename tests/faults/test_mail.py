@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults.forms import shortly_on
 from tests.support import oracle
 from tests.support.system import DEADLINE_SECONDS, Load, System
 from tests.support.waiting import wait_until
@@ -11,6 +12,7 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
 
+@shortly_on("sqlite")
 async def test_a_mail_server_that_is_down(running: System) -> None:
     """Orders are decided without it; their mails wait, spend no end of attempts, and go out when it is back."""
     mailbox = running.stack.roles["mailbox"]

@@ -9,6 +9,7 @@ import pytest
 
 from orders.dataset import Basket
 from orders.replay import Sent
+from tests.faults.forms import shortly_on
 from tests.support.system import Load, System
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
@@ -18,6 +19,7 @@ PAIR_TRIES = 100
 UNDECIDED = {409, 503}
 
 
+@shortly_on("sqlite")
 async def test_a_relay_killed_after_the_confirm_and_before_the_mark(running: System) -> None:
     """What RabbitMQ has and no row says so is sent again when the lease ends, and done once."""
     async with running.loading() as load:

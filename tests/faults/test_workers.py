@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.faults import scenarios
+from tests.faults.forms import shortly_on
 from tests.faults.programs import troubled
 from tests.faults.programs.running import Program, program
 from tests.support import oracle
@@ -38,6 +39,7 @@ async def test_a_worker_killed_after_its_commit_and_before_the_acknowledgement(r
     await running.assert_nothing_lost_nothing_twice(load)
 
 
+@shortly_on("postgres")
 async def test_a_worker_frozen_with_an_open_group(running: System) -> None:
     """Another worker gets its deliveries; when it thaws, its group is not done a second time.
 
@@ -61,6 +63,7 @@ async def test_a_worker_frozen_with_an_open_group(running: System) -> None:
     await running.assert_nothing_lost_nothing_twice(load)
 
 
+@shortly_on("sqlite")
 async def test_a_worker_that_is_told_to_stop_drains(running: System) -> None:
     """It finishes what it has in hand and acknowledges it, so that nothing is done again, not even a mail."""
     mailed_before = frozenset(running.oracle.ledger.mails())
@@ -78,6 +81,7 @@ async def test_a_worker_that_is_told_to_stop_drains(running: System) -> None:
     assert {len(mails[order]) for order in load.accepted - mailed_before} == {1}, "a mail went out twice"
 
 
+@shortly_on("postgres")
 async def test_a_message_that_kills_its_worker(running: System) -> None:
     """It is parked after three kills; its neighbours are done, each once, and none of them is parked."""
     neighbours = max(NEIGHBOURS, running.scale.baskets)
@@ -95,6 +99,7 @@ async def test_a_message_that_kills_its_worker(running: System) -> None:
     assert set(taken.values()) == {1}
 
 
+@shortly_on("sqlite")
 async def test_a_handler_that_always_fails(running: System) -> None:
     """Every message climbs exactly the rungs of its policy and is parked; replayed after the repair it is done once."""
     healed = running.stack.folder / "healed"

@@ -30,7 +30,7 @@ ORDER_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f
 TERMINAL = {"confirmed", "rejected"}
 HEALING_SECONDS = 60.0
 """From the end of a fault until nothing is on its way any more."""
-STILL_SECONDS = 6.0
+STILL_SECONDS = 3.0
 """Of nothing unsent, empty queues and no change: then nothing more will come. Longer than any lag of a figure."""
 POLL_SECONDS = 0.1
 

@@ -46,7 +46,7 @@ class Scale:
 
 SHORT_LEASES = {"HOPLINE_LEASE_SECONDS": "4", "HOPLINE_CONFIRM_TIMEOUT_SECONDS": "2"}
 """The short form does not wait 30 s for what a dead process has leased."""
-SHORT = Scale(baskets=150, rate=150.0, seconds=3.0, broker_kills=2, environment=SHORT_LEASES)
+SHORT = Scale(baskets=150, rate=150.0, seconds=3.0, broker_kills=1, environment=SHORT_LEASES)
 LONG = Scale(baskets=2_000, rate=200.0, seconds=30.0, broker_kills=5, environment={})
 
 
@@ -171,11 +171,21 @@ class System:
         """Restarts a role with failpoints."""
         return await self.restart(name, **{FAILPOINTS: failpoints})
 
-    async def replace(self, name: str, command: Sequence[str]) -> None:
-        """Runs another program as a role, for good: afterwards nobody else uses this system."""
-        self.spoiled = True
-        await self.stack.roles[name].stop()
-        await self.stack.start_role(name, command, self.stack.roles[name].url)
+    @asynccontextmanager
+    async def replaced(self, name: str, command: Sequence[str]) -> AsyncIterator[Role]:
+        """Another program in the place of a role, and then the role again."""
+        own = self.stack.roles[name]
+        await own.stop()
+        other = await self.stack.start_role(name, command, own.url)
+        await self.ready()
+        yield other
+        await other.stop()
+        self.stack.roles[name] = own
+        await own.start()
+        await self.ready()
+
+    async def ready(self) -> None:
+        """Waits until the API accepts and is connected."""
         await wait_until(lambda: is_ready(self.stack.api_url), DEADLINE_SECONDS, "the API is ready")
 
     async def add_worker(self, name: str, command: Sequence[str] = WORKER, **variables: str) -> Role:
@@ -217,7 +227,7 @@ class System:
                 await role.stop()
                 await role.start()
         self._touched.clear()
-        await wait_until(lambda: is_ready(self.stack.api_url), DEADLINE_SECONDS, "the API is ready")
+        await self.ready()
 
     # -- the account
 
