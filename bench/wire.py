@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
+from bench.wire_chart import chart
 from hopline import Node
 from hopline.amqp import connect, parse_url
 
@@ -178,10 +179,10 @@ def summary(results: list[dict[str, dict[str, Measure]]]) -> dict[str, object]:
     }
 
 
-def soak(broker: Broker, seconds: float, json_file: Path | None) -> int:
+def soak(broker: Broker, seconds: float, rate: float, json_file: Path | None) -> int:
     """Publishes and consumes at once for so long; says how the client's memory went."""
     broker.fresh_queue()
-    command = [sys.executable, "-m", "bench.wire_soak", broker.url, QUEUE, f"{seconds:g}"]
+    command = [sys.executable, "-m", "bench.wire_soak", broker.url, QUEUE, f"{seconds:g}", f"{rate:g}"]
     done = subprocess.run(command, cwd=FOLDER.parent, stdout=subprocess.PIPE, text=True, check=True)
     report = json.loads(done.stdout)
     warm, last = report["rss_warm_bytes"], report["rss_last_bytes"]
@@ -210,30 +211,6 @@ def table(report: dict[str, object]) -> str:
     assert isinstance(ratios, dict)
     lines += ["", *(f"{name.replace('_', ' ')}: {value:.2f}" for name, value in ratios.items() if name.endswith("_c"))]
     return "\n".join(lines)
-
-
-def chart(report: dict[str, object]) -> str:
-    """Horizontal bars, a group for each work, as an SVG that is readable on a light and a dark page."""
-    figures = report["clients"]
-    assert isinstance(figures, dict)
-    colours = {"c": "#8a8f98", "hopline": "#2f81f7", "pika": "#d29922", "aio-pika": "#a371f7"}
-    parts: list[str] = []
-    y = 24
-    for work in WORKS:
-        fastest = max(works[work]["rate"] for works in figures.values())
-        parts.append(f'<text x="8" y="{y}" class="head">{work}, messages a second</text>')
-        y += 10
-        for client, works in figures.items():
-            rate, cpu = works[work]["rate"], works[work]["client_us"]
-            width = 380 * rate / fastest
-            parts.append(f'<text x="8" y="{y + 13}">{LABELS[client]}</text>')
-            parts.append(f'<rect x="180" y="{y}" width="{width:.1f}" height="17" rx="2" fill="{colours[client]}"/>')
-            parts.append(f'<text x="{186 + width:.1f}" y="{y + 13}">{rate:,} ({cpu:.1f} µs CPU each)</text>')
-            y += 22
-        y += 26
-    style = "text{font:12px sans-serif;fill:#768390}.head{font-weight:bold}"
-    body = "\n".join(parts)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y}"><style>{style}</style>\n{body}\n</svg>\n'
 
 
 def say(text: str) -> None:
@@ -287,10 +264,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS, help="hopline goes first")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="write the chart there (docs/wire.svg is the published one)"
+        "--svg", type=Path, metavar="FILE", help="write the chart there (docs/img/wire.svg is the published one)"
     )
     parser.add_argument(
         "--soak", type=float, metavar="SECONDS", help="only watch hopline's memory under load for so long"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=NO_LIMIT, metavar="N", help="messages a second of --soak (as many as go)"
     )
     parser.add_argument("--url", help="a RabbitMQ to use instead of a private node")
     options = parser.parse_args(arguments)
@@ -301,13 +281,13 @@ def main(arguments: Sequence[str]) -> int:
         with running_node(options.url, folder) as url:
             broker = Broker(url, c_program)
             if options.soak:
-                return soak(broker, options.soak, options.json)
+                return soak(broker, options.soak, options.rate, options.json)
             report = summary(measure_all(broker, clients, options.seconds, options.rounds))
     sys.stdout.write(table(report) + "\n")
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.svg:
-        options.svg.write_text(chart(report))
+        options.svg.write_text(chart(report, LABELS))
     return 0
 
 

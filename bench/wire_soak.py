@@ -1,6 +1,6 @@
 """`./dev bench wire --soak SECONDS`: hopline.amqp publishes and consumes at once for so long; its memory must not grow.
 
-    python -m bench.wire_soak URL QUEUE SECONDS [MESSAGES_A_SECOND]
+    python -m bench.wire_soak URL QUEUE SECONDS MESSAGES_A_SECOND
 
 One process, a connection to publish and one to consume, as in a real system. The resident set is read once a second.
 The first tenth is for warming up; growth is counted from there. Prints one line of JSON.
@@ -88,6 +88,6 @@ async def read_memory(seconds: float) -> tuple[int, int, int]:
 
 
 if __name__ == "__main__":
-    _, url, queue, seconds, *pace = sys.argv
-    report = uvloop.run(soak(url, queue, float(seconds), float(pace[0]) if pace else 1e9))
+    _, url, queue, seconds, messages_a_second = sys.argv
+    report = uvloop.run(soak(url, queue, float(seconds), float(messages_a_second)))
     sys.stdout.write(json.dumps(report) + "\n")
