@@ -298,6 +298,10 @@ class Producer:
         `read_back` (in a new transaction) finds out what was stored; without it the members get CommitUnknown.
         """
         members = self.database.group_members(self._settings.group_members)
+        # Nothing was stored, and alone the members would fare no better: on SQLite they all waited for one lock.
+        no_better_alone: tuple[type[Exception], ...] = (OutboxFull, DatabaseUnavailable)
+        if self.database.dialect == "sqlite":
+            no_better_alone += (DatabaseContention,)
 
         async def together(items: list[Item]) -> Sequence[Result | BaseException]:
             async with self.transaction() as tx:
@@ -311,14 +315,8 @@ class Producer:
                     raise
                 async with self.transaction() as tx:
                     return await read_back(tx, items)
-            except (OutboxFull, DatabaseUnavailable):
-                raise  # nothing was stored, and alone they would fare no better
-            except DatabaseContention:
-                if self.database.dialect == "sqlite":
-                    raise  # the one writer's lock is what they all waited for, and each would wait again
-                return [await _alone(together, item) for item in items]
             except Exception as error:
-                if len(items) == 1:
+                if len(items) == 1 or isinstance(error, no_better_alone):
                     raise
                 log.warning("a group was rolled back; its members run alone", members=len(items), error=repr(error))
                 return [await _alone(together, item) for item in items]
