@@ -88,7 +88,7 @@ async def test_a_sqlite_file_that_another_process_has_locked(running: System) ->
         await load.more(20)
         with locked(running):
             held_since = time.monotonic()
-            asking = (running.post(basket, f"locked-{new_id()}") for basket in running.take(3))
+            asking = (running.post(basket, f"locked-{new_id()}") for basket in running.take_clean(3))
             statuses = await asyncio.gather(*asking)
             remaining = running.scale.seconds - (time.monotonic() - held_since)
             await asyncio.sleep(max(0, remaining))  # the length of the fault, not a wait for anything
@@ -161,7 +161,7 @@ async def _refused(running: System, load: Load) -> None:
 
 
 async def _answers_503(running: System) -> bool:
-    (basket,) = running.take(1)
+    (basket,) = running.take_clean(1)
     status, _ = await running.post(basket, f"full-{new_id()}")
     return status == 503
 

@@ -55,7 +55,7 @@ async def test_a_worker_frozen_with_an_open_group(running: System) -> None:
             before = frozenset(load.accepted)
             await wait_until(lambda: _decided(running, before), DEADLINE_SECONDS, "the other worker decides all")
         else:
-            status, _ = await running.post(running.take(1)[0], f"frozen-{frozen.pid}")
+            status, _ = await running.post(running.take_clean(1)[0], f"frozen-{frozen.pid}")
             assert status in {409, 503}
         assert frozen.pid
         frozen.signal(signal.SIGCONT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -128,6 +129,10 @@ class System:
         """The next real baskets."""
         return list(islice(self._baskets, count))
 
+    def take_clean(self, count: int) -> list[Basket]:
+        """The next real baskets that the API does not refuse for a line without a quantity."""
+        return list(islice((basket for basket in self._baskets if _is_clean(basket)), count))
+
     async def send(self, baskets: Sequence[Basket] | None = None) -> Load:
         """Sends baskets, real ones unless given, as fast as it goes."""
         load = Load()
@@ -245,6 +250,10 @@ class System:
 
 
 @cache
+def _is_clean(basket: Basket) -> bool:
+    return all(line["quantity"] > 0 for line in json.loads(basket.body)["lines"])
+
+
 def _shipped() -> list[Basket]:
     return list(dataset.read())
 
