@@ -206,6 +206,7 @@ async def test_the_last_attempt_parks_the_message_with_its_story(
     )
     assert letter.error == "RuntimeError: a is broken"
     assert "misbehave" in letter.stack
+    assert "MemberFailed" not in letter.stack
     assert letter.body == envelope.body
     assert letter.properties == {"message_id": envelope.id}
     assert attempt.worker == "worker-1"

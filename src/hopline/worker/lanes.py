@@ -85,9 +85,12 @@ class TransactionLane(Lane):
             if owned:
                 await self._together(owned)
 
+        failed: MemberFailed | None = None
         try:
             await self._desk.persist(together, self.endpoint.name)
-        except MemberFailed as failed:
+        except MemberFailed as error:
+            failed = error
+        if failed is not None:  # outside of the except, or each stored stack would begin with this one
             size = 1 if failed.alone else SAVEPOINT_MEMBERS
             for start in range(0, len(unique), size):
                 await self._apart(unique[start : start + size])
@@ -130,14 +133,16 @@ class TransactionLane(Lane):
                 await self._desk.conclude(tx, self.endpoint, results)
             self._desk.count(self.endpoint, results)
 
+        ran_late = False
         try:
             await self._desk.persist(each, self.endpoint.name)
         except MemberFailed:
-            if len(members) == 1:
-                await self._desk.persist(each, self.endpoint.name)  # its failure is known now, and is stored
-            else:
-                for member in members:
-                    await self._apart([member])
+            ran_late = True
+        if ran_late and len(members) == 1:
+            await self._desk.persist(each, self.endpoint.name)  # its failure is known now, and is stored
+        elif ran_late:
+            for member in members:
+                await self._apart([member])
 
 
 @dataclass(slots=True, eq=False)
