@@ -5,15 +5,16 @@ The layers, lowest first; a module imports lower layers only:
     0  errors clock settings failpoints metrics
     1  message outcome fingerprint
     2  codec retry topology breaker
-    3  broker handlers schema migrations database
+    3  broker handlers rows schema migrations database
     4  amqp/ management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
-    5  batching live properties heartbeat recovery retention
+    5  history/ pausing draining batching live properties heartbeat recovery retention
     6  rabbitmq
-    7  relay worker timeline audit repair
+    7  relay worker timeline messages search audit repair
     8  status
     9  app service node
     10 health
-    11 cli
+    11 console
+    12 cli
 
 What a program needs is exported here; everything else is internal.
 """
@@ -21,7 +22,7 @@ What a program needs is exported here; everything else is internal.
 from hopline.app import Hopline, Producer, Working
 from hopline.audit import Audit, EndpointAudit
 from hopline.clock import id_time, new_id, utcnow
-from hopline.database import Database, Dialect, Transaction, as_table, insert, now, table_rows
+from hopline.database import Database, Transaction, Write, now
 from hopline.errors import (
     BrokerUnavailable,
     CommitUnknown,
@@ -48,8 +49,10 @@ from hopline.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from hopline.node import Node, find_sbin, free_ports
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.retry import RetryPolicy
+from hopline.rows import Dialect, Made, Rows, as_json, insert
 from hopline.schema import UtcTime
-from hopline.service import configure_logging, run, until_stopped
+from hopline.search import LookedUp, Lookup
+from hopline.service import configure_logging, run, started, until_stopped
 from hopline.settings import Settings
 from hopline.timeline import ORIGIN_HEADER, Step
 
@@ -74,6 +77,9 @@ __all__ = [
     "Hopline",
     "HoplineError",
     "IdempotentRequest",
+    "LookedUp",
+    "Lookup",
+    "Made",
     "MessageError",
     "MessageTooLarge",
     "Node",
@@ -84,6 +90,7 @@ __all__ = [
     "Remembered",
     "Retry",
     "RetryPolicy",
+    "Rows",
     "Settings",
     "Step",
     "TopologyMismatch",
@@ -93,7 +100,8 @@ __all__ = [
     "UsageError",
     "UtcTime",
     "Working",
-    "as_table",
+    "Write",
+    "as_json",
     "claim_idempotency",
     "configure_logging",
     "find_sbin",
@@ -106,7 +114,7 @@ __all__ = [
     "now",
     "request_hash",
     "run",
-    "table_rows",
+    "started",
     "until_stopped",
     "utcnow",
 ]

@@ -13,8 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hopline.database import Dialect, Transaction, as_table, insert, table_rows
+from hopline.database import Transaction
 from hopline.message import Envelope
+from hopline.rows import Dialect, Rows, insert
 from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, Id, attempts, storable
 
 
@@ -32,15 +33,24 @@ class Attempt:
     finished_at: datetime
 
 
-def given(envelopes: Sequence[Envelope]) -> dict[str, str]:
-    """The parameter `rows` of `recorded` and of `inbox.done`."""
-    return table_rows([{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes])
+RUN = Rows("attempted", id=Id, run=sa.Integer(), attempt=sa.Integer())
+"""Of messages: the very run and attempt that they come with."""
+
+
+def given(dialect: Dialect, envelopes: Sequence[Envelope]) -> dict[str, Any]:
+    """The parameters of RUN."""
+    return RUN.given(
+        dialect,
+        id=[envelope.id for envelope in envelopes],
+        run=[envelope.run for envelope in envelopes],
+        attempt=[envelope.attempt for envelope in envelopes],
+    )
 
 
 @cache
 def recorded(dialect: Dialect) -> sa.Select[Any]:
     """The query for which of the given messages (`given`, `of_endpoint`) failed in this very (run, attempt)."""
-    rows = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
+    rows = RUN.table(dialect)
     return sa.select(attempts.c.message_id).where(
         attempts.c.endpoint == sa.bindparam("of_endpoint"),
         attempts.c.message_id == rows.c.id,

@@ -15,9 +15,10 @@ from typing import Literal
 import sqlalchemy as sa
 
 from hopline.clock import new_id
-from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
+from hopline.database import Transaction, now
 from hopline.fingerprint import NO_CAUSE, Cause, fingerprint
 from hopline.message import Envelope
+from hopline.rows import Dialect, Rows, insert
 from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, Id, dead_letters, storable, storable_json
 
 NAME_CHARACTERS = 255
@@ -66,14 +67,25 @@ async def resolve(tx: Transaction, letters: Mapping[str, str | None], resolution
 
     Of two who act on a letter at once, one gets its id.
     """
-    rows = [{"id": identifier, "by": letters[identifier]} for identifier in sorted(letters)]
-    resolved = await tx.rows(_resolving(tx.dialect), {"as": resolution, **table_rows(rows)})
+    ids = sorted(letters)
+    given = _RESOLVED.given(tx.dialect, id=ids, by=[letters[identifier] for identifier in ids])
+    resolved = await tx.rows(_resolving(tx.dialect), {"as": resolution, **given})
     return {row.id for row in resolved}
+
+
+async def reopen(tx: Transaction, ids: Sequence[str]) -> None:
+    """Letters are parked again; whoever calls holds them locked and has made sure that nothing of them was sent."""
+    if ids:
+        again = {"resolution": None, "resolved_at": None, "replaced_by": None}
+        await tx.execute(sa.update(dead_letters).where(dead_letters.c.id.in_(ids)).values(**again))
+
+
+_RESOLVED = Rows("resolved", id=Id, by=Id)
 
 
 @cache
 def _resolving(dialect: Dialect) -> sa.Executable:
-    given = as_table(dialect, {"id": Id, "by": Id})
+    given = _RESOLVED.table(dialect)
     # As a function of the column, so that SQLite looks the ids up instead of walking all that is parked.
     parked = sa.func.coalesce(dead_letters.c.resolution, "") == ""
     return (

@@ -15,7 +15,8 @@ from functools import cache
 
 import sqlalchemy as sa
 
-from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
+from hopline.database import Transaction, now
+from hopline.rows import Dialect, Rows, insert
 from hopline.schema import idempotency as table
 
 KEY_CHARACTERS = 255
@@ -61,18 +62,25 @@ async def claim(tx: Transaction, requests: Sequence[IdempotentRequest]) -> list[
 
 async def _insert(tx: Transaction, requests: Sequence[IdempotentRequest]) -> set[tuple[str, str]]:
     """Inserts in key order, so that two processes with overlapping keys cannot deadlock; returns what was new."""
-    parameters = table_rows([{name: getattr(request, name) for name in _GIVEN} for request in requests])
-    return {(row.scope, row.key) for row in await tx.rows(_insertion(tx.dialect), parameters)}
+    given = _CLAIMED.given(
+        tx.dialect,
+        scope=[request.scope for request in requests],
+        key=[request.key for request in requests],
+        request_hash=[request.request_hash for request in requests],
+        response=[request.response for request in requests],
+    )
+    return {(row.scope, row.key) for row in await tx.rows(_insertion(tx.dialect), given)}
 
 
-_GIVEN = ("scope", "key", "request_hash", "response")
+_CLAIMED = Rows("claimed", scope=sa.Text(), key=sa.Text(), request_hash=sa.Text(), response=sa.Text())
 
 
 @cache
 def _insertion(dialect: Dialect) -> sa.Executable:
-    given = as_table(dialect, {name: sa.Text() for name in _GIVEN})
-    rows = sa.select(*(given.c[name] for name in _GIVEN), now()).where(sa.true()).order_by(given.c.scope, given.c.key)
-    statement = insert(dialect, table).from_select([*_GIVEN, "created_at"], rows).on_conflict_do_nothing()
+    given = _CLAIMED.table(dialect)
+    rows = sa.select(*given.c, now()).where(sa.true()).order_by(given.c.scope, given.c.key)
+    names = [*(column.name for column in given.c), "created_at"]
+    statement = insert(dialect, table).from_select(names, rows).on_conflict_do_nothing()
     return statement.returning(table.c.scope, table.c.key)
 
 

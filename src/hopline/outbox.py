@@ -7,19 +7,21 @@ is known (sent), it was cancelled, or it is parked. Time is the database's alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Protocol
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.clock import id_time, new_id
-from hopline.database import Dialect, Send, Transaction, as_table, insert, now, table_rows
+from hopline.database import Send, Transaction, Write, now
 from hopline.errors import OutboxFull
 from hopline.message import Envelope
-from hopline.schema import Id, messages, outbox
+from hopline.rows import Dialect, Made, Parameters, Rows, as_json
+from hopline.schema import Id, Json, UtcTime, messages, outbox
 
 RETRY_AFTER_SECONDS = 5
 
@@ -58,11 +60,7 @@ class Outbox:
         immediate = [send for send in tx.sends if send.delay_seconds == 0.0]
         slots = self.window.reserve(len(immediate)) if self.window else 0
         leased = immediate[:slots]
-        try:
-            await store(tx, tx.sends, leased={send.id for send in leased}, lease_seconds=self.lease_seconds)
-        except BaseException:
-            self._land(leased, committed=False)
-            raise
+        store(tx, tx.sends, leased={send.id for send in leased}, lease_seconds=self.lease_seconds)
         waiting = len(tx.sends) - slots
 
         def land(committed: bool) -> None:
@@ -81,59 +79,52 @@ class Outbox:
             self.window.release(len(leased))
 
 
-async def store(tx: Transaction, sends: Sequence[Send], *, leased: set[str], lease_seconds: float) -> None:
-    """Inserts messages and outbox rows; a row in `leased` belongs to this process for the lease."""
-    new = [_message_row(send.envelope) for send in sends if send.new]
+def store(tx: Transaction, sends: Sequence[Send], *, leased: set[str], lease_seconds: float) -> None:
+    """Has messages and outbox rows inserted; a row in `leased` belongs to this process for the lease."""
+    new = {send.envelope.id: send.envelope for send in sends if send.new}
     if new:
-        await tx.execute(sa.insert(messages), new)
-    known = {send.envelope.id: _message_row(send.envelope) for send in sends if not send.new}
-    if known:  # the producer's database may be another one: then this is where the message is first stored
-        await tx.execute(insert(tx.dialect, messages).on_conflict_do_nothing(), list(known.values()))
-    await tx.execute(
-        _storing(),
-        [
-            {
-                "id": send.id,
-                "message_id": send.envelope.id,
-                "destination": send.destination,
-                "run": send.envelope.run,
-                "attempt": send.envelope.attempt,
-                "suspect": send.envelope.suspect,
-                "sends": 0,
-                "sent_at": None,
-                "due_in_seconds": send.delay_seconds,
-                "next_in_seconds": lease_seconds if send.id in leased else send.delay_seconds,
-            }
-            for send in sends
-        ],
+        tx.defer(_storing(tx.dialect), _given(_MESSAGES, tx.dialect, new.values()))
+    # A producer's database may be another one: then this is where a message that is sent again is first stored.
+    known = {send.envelope.id: send.envelope for send in sends if send.envelope.id not in new}
+    if known:
+        in_order = [known[identifier] for identifier in sorted(known)]  # or two that know the same ones could deadlock
+        tx.defer(_storing_unless_known(tx.dialect), _given(_KNOWN, tx.dialect, in_order))
+    values = _SENDS.inserted(
+        tx.dialect,
+        id=[send.id for send in sends],
+        message_id=[send.envelope.id for send in sends],
+        destination=[send.destination for send in sends],
+        run=[send.envelope.run for send in sends],
+        attempt=[send.envelope.attempt for send in sends],
+        suspect=[send.envelope.suspect for send in sends],
+        due_in=[send.delay_seconds for send in sends],
+        next_in=[lease_seconds if send.id in leased else send.delay_seconds for send in sends],
     )
+    tx.defer(_sending(tx.dialect), values)
 
 
 async def again(tx: Transaction, queue: str, sends: Sequence[tuple[str, int, int]]) -> None:
     """Inserts rows, due now, that send stored messages to one queue: (message id, run, attempt) each."""
-    rows = [
-        {
-            "id": new_id(),
-            "message_id": message_id,
-            "destination": queue,
-            "run": run,
-            "attempt": attempt,
-            "suspect": False,
-            "sends": 0,
-            "sent_at": None,
-            "due_in_seconds": 0.0,
-            "next_in_seconds": 0.0,
-        }
-        for message_id, run, attempt in sends
-    ]
-    await tx.execute(_storing(), rows)
+    count = len(sends)
+    values = _SENDS.inserted(
+        tx.dialect,
+        id=[new_id() for _ in sends],
+        message_id=[message_id for message_id, _, _ in sends],
+        destination=[queue] * count,
+        run=[run for _, run, _ in sends],
+        attempt=[attempt for _, _, attempt in sends],
+        suspect=[False] * count,
+        due_in=[0.0] * count,
+        next_in=[0.0] * count,
+    )
+    await tx.execute(_sending(tx.dialect), values)
 
 
 async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tuple[Send, int]]:
     """Leases up to `limit` due rows to this process: (send, failed sends so far), in due order."""
     due = (
         sa.select(outbox.c.id)
-        .where(outbox.c.next_at <= now())
+        .where(_is_due())
         .order_by(outbox.c.next_at, outbox.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -147,59 +138,68 @@ async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tu
     ids = [row.id for row in await tx.rows(leased)]
     if not ids:
         return []
-    given = as_table(tx.dialect, {"id": Id})
-    query = (
-        sa.select(outbox, messages, outbox.c.id.label("send_id"))
-        .select_from(outbox.join(given, outbox.c.id == given.c.id).join(messages, messages.c.id == outbox.c.message_id))
-        .order_by(outbox.c.id)
-    )
-    return [_send_of(row) for row in await tx.rows(query, table_rows([{"id": i} for i in ids]))]
+    return [_send_of(row) for row in await tx.rows(_reading(tx.dialect), _IDS.given(tx.dialect, id=ids))]
 
 
-async def mark_sent(tx: Transaction, ages_seconds: Mapping[str, float]) -> None:
-    """Confirmed, each so long ago: the rows leave the due index."""
+def mark_sent(tx: Transaction, ages_seconds: Mapping[str, float]) -> None:
+    """Confirmed, each so long ago: the rows are to leave the due index with this transaction."""
     if ages_seconds:
-        rows = [{"id": identifier, "age": round(age, 6)} for identifier, age in sorted(ages_seconds.items())]
-        await tx.execute(_marking(tx.dialect), table_rows(rows))
+        ids = sorted(ages_seconds)
+        ages = [round(ages_seconds[identifier], 6) for identifier in ids]
+        tx.defer(_marking(tx.dialect), _MARKS.given(tx.dialect, id=ids, age=ages))
 
 
 async def mark_unroutable(tx: Transaction, ids: Sequence[str]) -> None:
     """Parked: no longer due and never sent."""
     if ids:
-        await tx.execute(_unsent(tx.dialect).values(next_at=None, sends=outbox.c.sends + 1), _id_rows(ids))
+        await tx.execute(
+            _unsent(tx.dialect).values(next_at=None, sends=outbox.c.sends + 1), _IDS.given(tx.dialect, id=sorted(ids))
+        )
 
 
 async def postpone(tx: Transaction, ids: Sequence[str], delay_seconds: float) -> None:
     """Returned or refused: not sent, due again after the delay."""
     later = now(sa.bindparam("delay_seconds", delay_seconds, type_=sa.Float))
     if ids:
-        await tx.execute(_unsent(tx.dialect).values(next_at=later, sends=outbox.c.sends + 1), _id_rows(ids))
+        await tx.execute(
+            _unsent(tx.dialect).values(next_at=later, sends=outbox.c.sends + 1), _IDS.given(tx.dialect, id=sorted(ids))
+        )
 
 
 async def give_up_lease(tx: Transaction, ids: Sequence[str]) -> None:
     """Outcome unknown, or the process stops: due now, for whoever can send."""
     if ids:
-        await tx.execute(_unsent(tx.dialect).values(next_at=now()), _id_rows(ids))
+        await tx.execute(_unsent(tx.dialect).values(next_at=now()), _IDS.given(tx.dialect, id=sorted(ids)))
 
 
 async def waiting(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> set[str]:
     """The messages of which a send to this queue, of the same run and attempt, is unsent already."""
-    rows = [{"id": e.id, "run": e.run, "attempt": e.attempt} for e in envelopes]
-    found = await tx.rows(_waiting(tx.dialect), {"to_queue": queue, **table_rows(rows)})
-    return {row.message_id for row in found}
+    given = _OF_ATTEMPTS.given(
+        tx.dialect,
+        id=[envelope.id for envelope in envelopes],
+        run=[envelope.run for envelope in envelopes],
+        attempt=[envelope.attempt for envelope in envelopes],
+    )
+    found = await tx.rows(_sent_before(tx.dialect), {"to_queue": queue, **given})
+    return {row.message_id for row in found if row.next_at is not None}
 
 
 async def first_sends(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> dict[str, datetime]:
     """When each of the messages was first sent to this very queue, in this run; without those that never were."""
-    rows = [{"id": e.id, "run": e.run} for e in envelopes]
-    found = await tx.rows(_first_sends(tx.dialect), {"to_queue": queue, **table_rows(rows)})
+    given = _OF_RUNS.given(tx.dialect, id=[e.id for e in envelopes], run=[e.run for e in envelopes])
+    found = await tx.rows(_first_sends(tx.dialect), {"to_queue": queue, **given})
     return {row.message_id: id_time(row.first_id) for row in found}
 
 
 async def is_due(connection: AsyncConnection) -> bool:
     """Whether any row is due now; one look into the partial index."""
-    query = sa.select(sa.literal(1)).select_from(outbox).where(outbox.c.next_at <= now()).limit(1)
+    query = sa.select(sa.literal(1)).select_from(outbox).where(_is_due()).limit(1)
     return (await connection.execute(query)).first() is not None
+
+
+def _is_due() -> sa.ColumnElement[bool]:
+    """Of the clock as it is once, or Postgres could not look into the index for it."""
+    return outbox.c.next_at <= sa.select(now()).scalar_subquery()
 
 
 async def count_unsent(connection: AsyncConnection, *, limit: int) -> int:
@@ -208,36 +208,110 @@ async def count_unsent(connection: AsyncConnection, *, limit: int) -> int:
     return (await connection.execute(sa.select(sa.func.count()).select_from(some))).scalar_one()
 
 
+_COLUMNS: Mapping[str, sa.types.TypeEngine[Any]] = {
+    "id": Id,
+    "type": sa.Text(),
+    "version": sa.Integer(),
+    "key": sa.Text(),
+    "correlation_id": Id,
+    "cause_id": Id,
+    "headers": sa.Text(),
+    "body": sa.LargeBinary(),
+    "created_at": UtcTime(),
+}
+_MESSAGES = Rows("stored", **_COLUMNS)
+_KNOWN = Rows("known", **_COLUMNS)
+_SENDS = Rows(
+    "sent",
+    id=Id,
+    message_id=Id,
+    destination=sa.Text(),
+    run=sa.Integer(),
+    attempt=sa.Integer(),
+    suspect=sa.Boolean(),
+    due_in=sa.Float(),
+    next_in=sa.Float(),
+)
+_MARKS = Rows("marked", id=Id, age=sa.Float())
+_IDS = Rows("ids", id=Id)
+_OF_RUNS = Rows("of_runs", id=Id, run=sa.Integer())
+_OF_ATTEMPTS = Rows("of_attempts", id=Id, run=sa.Integer(), attempt=sa.Integer())
+
+
+def _given(rows: Rows, dialect: Dialect, envelopes: Collection[Envelope]) -> Parameters:
+    return rows.inserted(
+        dialect,
+        id=[envelope.id for envelope in envelopes],
+        type=[envelope.type for envelope in envelopes],
+        version=[envelope.version for envelope in envelopes],
+        key=[envelope.key for envelope in envelopes],
+        correlation_id=[envelope.correlation_id for envelope in envelopes],
+        cause_id=[envelope.cause_id for envelope in envelopes],
+        headers=[_encode(envelope.headers).decode() if envelope.headers else "{}" for envelope in envelopes],
+        body=[envelope.body for envelope in envelopes],
+        created_at=[envelope.created_at for envelope in envelopes],
+    )
+
+
+_encode = msgspec.json.Encoder().encode
+
+
 @cache
-def _storing() -> sa.Executable:
-    return sa.insert(outbox).values(
-        due_at=now(sa.bindparam("due_in_seconds", type_=sa.Float)),
-        next_at=now(sa.bindparam("next_in_seconds", type_=sa.Float)),
+def _storing(dialect: Dialect) -> Write:
+    return _MESSAGES.insertion(dialect, messages, _headers(dialect))
+
+
+@cache
+def _storing_unless_known(dialect: Dialect) -> Write:
+    return _KNOWN.insertion(dialect, messages, _headers(dialect)).on_conflict_do_nothing()
+
+
+def _headers(dialect: Dialect) -> Made:
+    return {"headers": lambda given: as_json(dialect, given["headers"], Json)}
+
+
+@cache
+def _sending(dialect: Dialect) -> Write:
+    made: Made = {
+        "sends": lambda _: sa.literal(0),
+        "due_at": lambda given: now(given["due_in"]),
+        "next_at": lambda given: now(given["next_in"]),
+    }
+    return _SENDS.insertion(dialect, outbox, made)
+
+
+@cache
+def _marking(dialect: Dialect) -> Write:
+    given = _MARKS.table(dialect)
+    # Not as a condition: statistics say that hardly any row is unsent, and Postgres would begin with those.
+    sent_at = sa.func.coalesce(outbox.c.sent_at, now(-given.c.age))
+    return sa.update(outbox).where(outbox.c.id == given.c.id).values(next_at=None, sent_at=sent_at)
+
+
+@cache
+def _reading(dialect: Dialect) -> sa.Executable:
+    return (
+        sa.select(outbox, messages, outbox.c.id.label("send_id"))
+        .select_from(outbox.join(messages, messages.c.id == outbox.c.message_id))
+        .where(_IDS.among(dialect, outbox.c.id))
+        .order_by(outbox.c.id)
     )
 
 
 @cache
-def _marking(dialect: Dialect) -> sa.Executable:
-    given = as_table(dialect, {"id": Id, "age": sa.Float()})
-    mine = (outbox.c.id == given.c.id, outbox.c.sent_at.is_(None))
-    return sa.update(outbox).where(*mine).values(next_at=None, sent_at=now(-given.c.age))
-
-
-@cache
-def _waiting(dialect: Dialect) -> sa.Select[Any]:
-    given = as_table(dialect, {"id": Id, "run": sa.Integer(), "attempt": sa.Integer()})
-    return sa.select(outbox.c.message_id).where(
+def _sent_before(dialect: Dialect) -> sa.Select[Any]:
+    given = _OF_ATTEMPTS.table(dialect)
+    return sa.select(outbox.c.message_id, outbox.c.next_at).where(
         outbox.c.message_id == given.c.id,
         outbox.c.run == given.c.run,
         outbox.c.attempt == given.c.attempt,
         outbox.c.destination == sa.bindparam("to_queue"),
-        outbox.c.next_at.is_not(None),
     )
 
 
 @cache
 def _first_sends(dialect: Dialect) -> sa.Select[Any]:
-    given = as_table(dialect, {"id": Id, "run": sa.Integer()})
+    given = _OF_RUNS.table(dialect)
     first = sa.func.min(sa.cast(outbox.c.id, sa.String)).label("first_id")
     mine = (outbox.c.message_id == given.c.id, outbox.c.run == given.c.run)
     return (
@@ -249,27 +323,7 @@ def _first_sends(dialect: Dialect) -> sa.Select[Any]:
 
 def _unsent(dialect: Dialect) -> sa.Update:
     """An UPDATE of the given rows, as far as they are not sent."""
-    given = as_table(dialect, {"id": Id})
-    chosen = sa.select(given.c.id).order_by(given.c.id)
-    return sa.update(outbox).where(outbox.c.id.in_(chosen), outbox.c.sent_at.is_(None))
-
-
-def _id_rows(ids: Sequence[str]) -> dict[str, str]:
-    return table_rows([{"id": i} for i in sorted(ids)])
-
-
-def _message_row(envelope: Envelope) -> dict[str, Any]:
-    return {
-        "id": envelope.id,
-        "type": envelope.type,
-        "version": envelope.version,
-        "key": envelope.key,
-        "correlation_id": envelope.correlation_id,
-        "cause_id": envelope.cause_id,
-        "headers": dict(envelope.headers),
-        "body": envelope.body,
-        "created_at": envelope.created_at,
-    }
+    return sa.update(outbox).where(_IDS.among(dialect, outbox.c.id), outbox.c.sent_at.is_(None))
 
 
 def _send_of(row: sa.Row[Any]) -> tuple[Send, int]:

@@ -52,6 +52,8 @@ class Relay:
     ) -> None:
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Ends with an exception if the relay itself has a fault; the process should then stop."""
+        self.confirmed_total = 0
+        """Sends that RabbitMQ has confirmed since the start."""
         self._database = database
         self._store = store
         self._publisher = publisher
@@ -127,11 +129,7 @@ class Relay:
         if not self._confirmed:
             return None
         riding = self._take_marks()
-        try:
-            await outbox.mark_sent(tx, _ages(riding))
-        except BaseException:
-            self._confirmed.update(riding)
-            raise
+        outbox.mark_sent(tx, _ages(riding))
 
         def land(committed: bool) -> None:
             if not committed:
@@ -163,6 +161,7 @@ class Relay:
             metrics.published((outcome.value for outcome in outcomes), time.monotonic() - started)
             sent = [send.id for (send, _), outcome in zip(sends, outcomes, strict=True) if self._is_sent(send, outcome)]
             if sent:
+                self.confirmed_total += len(sent)
                 self._confirmed.update(dict.fromkeys(sent, time.monotonic()))
                 self._to_mark.set()
         unsent = [
@@ -239,11 +238,14 @@ class Relay:
     async def _mark_forever(self) -> None:
         while True:
             await self._to_mark.wait()
-            await asyncio.sleep(RIDE_WAIT_SECONDS)
             self._to_mark.clear()
             try:
                 while self._confirmed:
-                    await self._flush_marks()
+                    oldest = next(iter(self._confirmed.values()))
+                    if (left := oldest + RIDE_WAIT_SECONDS - time.monotonic()) > 0:
+                        await asyncio.sleep(left)  # meanwhile they may have gone with another transaction
+                    else:
+                        await self._flush_marks()
             except DatabaseError as error:
                 log.warning("sent messages could not be marked yet", error=str(error))
                 await asyncio.sleep(self._settings.probe_seconds)
@@ -253,7 +255,7 @@ class Relay:
         marks = self._take_marks()
         try:
             async with self._database.transaction() as tx:
-                await outbox.mark_sent(tx, _ages(marks))
+                outbox.mark_sent(tx, _ages(marks))
         except BaseException:
             self._confirmed.update(marks)
             raise

@@ -2,7 +2,7 @@
 
 One age for everything that a message has left behind: its sends, attempts, results, resolved dead letters, and
 itself. It is the message's age, which its id tells, so a batch is one walk along the primary key. What is still
-on its way or parked stays, however old. The audit log is never purged.
+on its way or parked stays, however old. The history of rates is kept for a day; the audit log is never purged.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from functools import cache, partial
 
 import sqlalchemy as sa
 
+from hopline import history
 from hopline.clock import first_id
-from hopline.database import Database, Dialect, Transaction, as_table, now, retried, table_rows
+from hopline.database import Database, Transaction, now, retried
+from hopline.rows import Dialect, Rows
 from hopline.schema import (
     Id,
     attempts,
@@ -43,6 +45,7 @@ async def purge(database: Database, retention: timedelta) -> int:
     purged = await _in_batches(partial(_purge_messages, database, first_id(oldest)))
     await _in_batches(partial(_purge_results, database, first_id(oldest)))
     await _in_batches(partial(_purge_by_time, database, oldest))
+    await _in_batches(partial(_purge_history, database, current))
     return purged
 
 
@@ -103,13 +106,21 @@ async def _purge_by_time(database: Database, oldest: datetime) -> int:
     return count
 
 
+async def _purge_history(database: Database, current: datetime) -> int:
+    """What charts show no more: hours old, whatever the retention of messages is."""
+    async with database.transaction() as tx:
+        return await history.purge(tx, current.timestamp())
+
+
 async def _delete(tx: Transaction, ids: Sequence[str], tables: Sequence[sa.Table], column: str) -> None:
     if ids:
         for table in tables:
-            await tx.execute(_deleting(tx.dialect, table, column), table_rows([{"id": i} for i in sorted(ids)]))
+            await tx.execute(_deleting(tx.dialect, table, column), _IDS.given(tx.dialect, id=sorted(ids)))
+
+
+_IDS = Rows("ids", id=Id)
 
 
 @cache
 def _deleting(dialect: Dialect, table: sa.Table, column: str) -> sa.Delete:
-    given = as_table(dialect, {"id": Id})
-    return sa.delete(table).where(table.c[column].in_(sa.select(given.c.id)))
+    return sa.delete(table).where(_IDS.among(dialect, table.c[column]))

@@ -16,7 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.database import Dialect, Transaction, as_table, insert, now, table_rows
+from hopline.database import Transaction, now
+from hopline.rows import Dialect, Rows, insert
 from hopline.schema import Id, suspects, workers
 
 DEATH_HEARTBEATS = 4
@@ -74,8 +75,8 @@ def judge(marks: Sequence[Mark], first: Mapping[str, Look], at_seconds: float, h
 
 async def read(connection: AsyncConnection, endpoint: str, ids: Sequence[str], but: str) -> dict[str, list[Mark]]:
     """The marks of the given messages at an endpoint, without those of the instance `but`."""
-    parameters = {"of_endpoint": endpoint, "but": but, **table_rows([{"id": i} for i in ids])}
     dialect: Dialect = "sqlite" if connection.dialect.name == "sqlite" else "postgresql"
+    parameters = {"of_endpoint": endpoint, "but": but, **_IDS.given(dialect, id=ids)}
     found: dict[str, list[Mark]] = {}
     for row in await connection.execute(_reading(dialect), parameters):
         age = (row.now - row.heartbeat_at).total_seconds() if row.heartbeat_at else 0.0
@@ -100,15 +101,17 @@ async def clear_worker(tx: Transaction, worker: str) -> None:
     await tx.execute(sa.delete(suspects).where(suspects.c.worker == worker))
 
 
+_IDS = Rows("ids", id=Id)
+
+
 @cache
 def _reading(dialect: Dialect) -> sa.Select[Any]:
-    given = as_table(dialect, {"id": Id})
     return (
         sa.select(suspects.c.message_id, suspects.c.worker, workers.c.heartbeat_at, now().label("now"))
         .select_from(suspects.join(workers, workers.c.instance == suspects.c.worker, isouter=True))
         .where(
             suspects.c.endpoint == sa.bindparam("of_endpoint"),
             suspects.c.worker != sa.bindparam("but"),
-            suspects.c.message_id.in_(sa.select(given.c.id)),
+            _IDS.among(dialect, suspects.c.message_id),
         )
     )

@@ -12,8 +12,8 @@ from functools import cache
 import msgspec
 import sqlalchemy as sa
 
-from hopline import Dialect, Transaction, as_table, insert, now, table_rows
-from orders.domain import Product, Reason, reserve, total_cents
+from hopline import Dialect, Rows, Transaction, as_json, insert, now
+from orders.domain import Product, Reason, reserve
 from orders.messages import ConfirmedLine, OrderConfirmed, OrderPlaced, OrderRejected, UserRegistered, UserWelcomed
 from orders.store import (
     ACCEPTED,
@@ -22,7 +22,6 @@ from orders.store import (
     REGISTERED,
     REJECTED,
     Id,
-    as_json,
     insert_orders,
     insert_users,
     orders,
@@ -52,7 +51,7 @@ async def decide(tx: Transaction, placed: Sequence[OrderPlaced]) -> list[OrderCo
     for order in placed:
         if states[order.order_id] == ACCEPTED:  # the first message of an order that was not decided before
             against = reasons[order.order_id]
-            results.append(_decided(order, against, shelf))
+            results.append(answer_to(order, against, shelf))
             states[order.order_id] = REJECTED if against else CONFIRMED
         else:
             results.append(states[order.order_id])
@@ -66,7 +65,8 @@ async def register(tx: Transaction, registered: Sequence[UserRegistered]) -> lis
     to anybody, by registering them again and again. The refused registration says why at its own URL.
     """
     rows = [{"id": user.user_id, "email": user.customer.email, "name": user.customer.name} for user in registered]
-    await insert_users(tx, rows)
+    insert_users(tx, rows)
+    await tx.flush()
     owners = await _claim_emails(tx, registered)
     taken = Reason("already-registered", "this e-mail address already has an account; nothing was changed")
     reasons: dict[str, list[Reason]] = {
@@ -76,14 +76,18 @@ async def register(tx: Transaction, registered: Sequence[UserRegistered]) -> lis
     return [_welcomed(user, reasons[user.user_id], user.user_id in decided) for user in registered]
 
 
-def _decided(order: OrderPlaced, against: list[Reason], shelf: Mapping[str, Product]) -> OrderConfirmed | OrderRejected:
+def answer_to(
+    order: OrderPlaced, against: list[Reason], shelf: Mapping[str, Product]
+) -> OrderConfirmed | OrderRejected:
+    """What is said of a decided order: confirmed with its lines as they are priced, or rejected with the reasons."""
     if against:
         return OrderRejected(order.order_id, order.customer, against)
+    cents = [line.cents for line in order.lines]
     listed = [
-        ConfirmedLine(shelf[line.sku].name, line.quantity, line.unit_price, line.cents)
-        for line in order.lines[:LISTED_LINES]
+        ConfirmedLine(shelf[line.sku].name, line.quantity, line.unit_price, its_cents)
+        for line, its_cents in zip(order.lines[:LISTED_LINES], cents, strict=False)
     ]
-    return OrderConfirmed(order.order_id, order.customer, listed, len(order.lines), total_cents(order.lines))
+    return OrderConfirmed(order.order_id, order.customer, listed, len(order.lines), sum(cents))
 
 
 def _welcomed(user: UserRegistered, against: list[Reason], decided_now: bool) -> UserWelcomed | str:
@@ -94,7 +98,7 @@ def _welcomed(user: UserRegistered, against: list[Reason], decided_now: bool) ->
 
 async def _lock_orders(tx: Transaction, placed: Sequence[OrderPlaced]) -> dict[str, str]:
     """The orders' states by id. One that came by another way than the API is stored first."""
-    parameters = table_rows([{"id": order.order_id} for order in placed])
+    parameters = _IDS.given(tx.dialect, id=[order.order_id for order in placed])
     states = {row.id: row.state for row in await tx.rows(_locked_orders(tx.dialect), parameters)}
     missing = {order.order_id: order for order in placed if order.order_id not in states}
     if missing:
@@ -108,20 +112,21 @@ async def _lock_orders(tx: Transaction, placed: Sequence[OrderPlaced]) -> dict[s
             }
             for order in missing.values()
         ]
-        await insert_orders(tx, rows)
+        insert_orders(tx, rows)
+        await tx.flush()
         states = {row.id: row.state for row in await tx.rows(_locked_orders(tx.dialect), parameters)}
     return states
 
 
 async def _lock_products(tx: Transaction, skus: Iterable[str]) -> dict[str, Product]:
-    rows = await tx.rows(_locked_products(tx.dialect), table_rows([{"sku": sku} for sku in skus]))
+    rows = await tx.rows(_locked_products(tx.dialect), _SKUS.given(tx.dialect, sku=list(skus)))
     return {sku: Product(sku, name, price, on_hand) for sku, name, price, on_hand in map(tuple, rows)}
 
 
 async def _take(tx: Transaction, taken: Mapping[str, int]) -> None:
     if taken:
-        rows = [{"sku": sku, "units": units} for sku, units in taken.items()]
-        await tx.execute(_taking(tx.dialect), table_rows(rows))
+        given = _TAKEN.given(tx.dialect, sku=list(taken), units=list(taken.values()))
+        await tx.execute(_taking(tx.dialect), given)
 
 
 async def _set_states(
@@ -130,11 +135,19 @@ async def _set_states(
     """Decides rows by id, `bad` where there are reasons, else `good`; the ids of those that were not decided before."""
     if not reasons:
         return set()
-    rows = [
-        {"id": identifier, "state": bad if why else good, "reasons": msgspec.json.encode(why).decode()}
-        for identifier, why in sorted(reasons.items())
-    ]
-    return {row.id for row in await tx.rows(_deciding(tx.dialect, table), table_rows(rows))}
+    ids = sorted(reasons)
+    given = _DECIDED.given(
+        tx.dialect,
+        id=ids,
+        before=[ACCEPTED] * len(ids),
+        state=[bad if reasons[identifier] else good for identifier in ids],
+        reasons=[_as_text(reasons[identifier]) for identifier in ids],
+    )
+    return {row.id for row in await tx.rows(_deciding(tx.dialect, table), given)}
+
+
+def _as_text(reasons: Sequence[Reason]) -> str:
+    return msgspec.json.encode(reasons).decode() if reasons else "[]"
 
 
 async def _claim_emails(tx: Transaction, registered: Sequence[UserRegistered]) -> dict[str, str]:
@@ -142,9 +155,16 @@ async def _claim_emails(tx: Transaction, registered: Sequence[UserRegistered]) -
     claims: dict[str, str] = {}
     for user in registered:
         claims.setdefault(user.customer.email.lower(), user.user_id)
-    parameters = table_rows([{"email": email, "user_id": user_id} for email, user_id in claims.items()])
+    parameters = _CLAIMED.given(tx.dialect, email=list(claims), user_id=list(claims.values()))
     await tx.execute(_claiming(tx.dialect), parameters)
     return {row.email: row.user_id for row in await tx.rows(_owners(tx.dialect), parameters)}
+
+
+_IDS = Rows("ids", id=Id)
+_SKUS = Rows("skus", sku=sa.Text())
+_TAKEN = Rows("taken", sku=sa.Text(), units=sa.BigInteger())
+_DECIDED = Rows("decided", id=Id, before=sa.Text(), state=sa.Text(), reasons=sa.Text())
+_CLAIMED = Rows("claimed", email=sa.Text(), user_id=Id)
 
 
 # The statements are built once a dialect: building one costs more than running it. FOR UPDATE is Postgres'; on
@@ -153,10 +173,9 @@ async def _claim_emails(tx: Transaction, registered: Sequence[UserRegistered]) -
 
 @cache
 def _locked_orders(dialect: Dialect) -> sa.Executable:
-    given = as_table(dialect, {"id": Id})
     return (
         sa.select(orders.c.id, orders.c.state)
-        .where(orders.c.id.in_(sa.select(given.c.id)))
+        .where(_IDS.among(dialect, orders.c.id))
         .order_by(orders.c.id)
         .with_for_update(of=orders)
     )
@@ -165,10 +184,9 @@ def _locked_orders(dialect: Dialect) -> sa.Executable:
 @cache
 def _locked_products(dialect: Dialect) -> sa.Executable:
     """In SKU order, so that two groups that share products cannot wait for each other."""
-    given = as_table(dialect, {"sku": sa.Text()})
     return (
         sa.select(products.c.sku, products.c.name, products.c.list_price, products.c.on_hand)
-        .where(products.c.sku.in_(sa.select(given.c.sku)))
+        .where(_SKUS.among(dialect, products.c.sku, "sku"))
         .order_by(products.c.sku)
         .with_for_update(of=products)
     )
@@ -176,30 +194,29 @@ def _locked_products(dialect: Dialect) -> sa.Executable:
 
 @cache
 def _taking(dialect: Dialect) -> sa.Executable:
-    given = as_table(dialect, {"sku": sa.Text(), "units": sa.BigInteger()})
+    given = _TAKEN.table(dialect)
     left = products.c.on_hand - given.c.units
     return sa.update(products).where(products.c.sku == given.c.sku).values(on_hand=left)
 
 
 @cache
 def _deciding(dialect: Dialect, table: sa.Table) -> sa.Executable:
-    given = as_table(dialect, {"id": Id, "state": sa.Text(), "reasons": sa.Text()})
+    given = _DECIDED.table(dialect)
     return (
         sa.update(table)
-        .where(table.c.id == given.c.id, table.c.state == ACCEPTED)
-        .values(state=given.c.state, reasons=as_json(dialect, given.c.reasons), decided_at=now())
+        .where(table.c.id == given.c.id, table.c.state == given.c.before)
+        .values(state=given.c.state, reasons=as_json(dialect, given.c.reasons, sa.JSON()), decided_at=now())
         .returning(table.c.id)
     )
 
 
 @cache
 def _claiming(dialect: Dialect) -> sa.Executable:
-    given = as_table(dialect, {"email": sa.Text(), "user_id": Id})
+    given = _CLAIMED.table(dialect)
     chosen = sa.select(given.c.email, given.c.user_id).where(sa.true()).order_by(given.c.email)
     return insert(dialect, user_emails).from_select(["email", "user_id"], chosen).on_conflict_do_nothing()
 
 
 @cache
 def _owners(dialect: Dialect) -> sa.Executable:
-    given = as_table(dialect, {"email": sa.Text(), "user_id": Id})
-    return sa.select(user_emails).where(user_emails.c.email.in_(sa.select(given.c.email)))
+    return sa.select(user_emails).where(_CLAIMED.among(dialect, user_emails.c.email, "email"))

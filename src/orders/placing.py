@@ -20,10 +20,9 @@ from hopline import (
     Dialect,
     IdempotentRequest,
     Remembered,
+    Rows,
     Transaction,
-    as_table,
     claim_idempotency,
-    table_rows,
     utcnow,
 )
 from orders.domain import Customer, Line, total_cents
@@ -77,7 +76,7 @@ async def place_orders(tx: Transaction, new: list[NewOrder]) -> list[Placed | Re
             rows.append(_row(order) | {"lines": lines, "total_cents": total})
             placed = OrderPlaced(order.id, order.customer, order.lines, total, order.placed_at)
             tx.send(placed, headers=_headers(order))
-    await insert_orders(tx, rows)
+    insert_orders(tx, rows)
     return answers
 
 
@@ -89,7 +88,7 @@ async def place_users(tx: Transaction, new: list[NewUser]) -> list[Placed | Reme
         if isinstance(answer, Placed):
             rows.append(_row(user))
             tx.send(UserRegistered(user.id, user.customer, user.registered_at), headers=_headers(user))
-    await insert_users(tx, rows)
+    insert_users(tx, rows)
     return answers
 
 
@@ -114,7 +113,7 @@ async def _claim(tx: Transaction, new: Sequence[New]) -> list[Placed | Remembere
 
 
 async def _read_back(tx: Transaction, table: sa.Table, new: Sequence[New]) -> list[Placed | CommitUnknown]:
-    rows = await tx.rows(_known(tx.dialect, table), table_rows([{"id": one.id} for one in new]))
+    rows = await tx.rows(_known(tx.dialect, table), _IDS.given(tx.dialect, id=[one.id for one in new]))
     known = {row.id for row in rows}
     return [Placed(one.id) if one.id in known else CommitUnknown("not stored as far as can be seen") for one in new]
 
@@ -127,7 +126,9 @@ def _headers(new: New) -> Mapping[str, str]:
     return {ORIGIN_HEADER: new.origin} if new.origin else {}
 
 
+_IDS = Rows("ids", id=Id)
+
+
 @cache
 def _known(dialect: Dialect, table: sa.Table) -> sa.Executable:
-    given = as_table(dialect, {"id": Id})
-    return sa.select(table.c.id).where(table.c.id.in_(sa.select(given.c.id)))
+    return sa.select(table.c.id).where(_IDS.among(dialect, table.c.id))

@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from hopline import Database, Dialect, Transaction, UtcTime, as_table, insert, now, table_rows
+from hopline import Database, Dialect, Made, Rows, Transaction, UtcTime, Write, as_json, now
 from orders.domain import PRICE_PLACES, Product
 
 ACCEPTED, CONFIRMED, REJECTED = "accepted", "confirmed", "rejected"
@@ -28,8 +28,6 @@ ACCEPTED, CONFIRMED, REJECTED = "accepted", "confirmed", "rejected"
 REGISTERED, REFUSED = "registered", "refused"
 _SCALE = Decimal(10) ** PRICE_PLACES
 _UNITS_OF_A_CENT = 10 ** (PRICE_PLACES - 2)
-
-Columns = Mapping[str, "sa.types.TypeEngine[Any]"]
 
 
 class ExactPrice(sa.types.TypeDecorator[Decimal]):
@@ -103,6 +101,8 @@ users = sa.Table(
     sa.Column("decided_at", UtcTime),
 )
 
+sa.Index("orders_email", sa.func.lower(orders.c.email))
+
 user_emails = sa.Table(
     "user_emails",
     metadata,
@@ -111,16 +111,25 @@ user_emails = sa.Table(
 )
 
 
-async def insert_orders(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Inserts accepted orders (id, email, name, lines as JSON text, total_cents); known ids are left alone."""
-    if rows:
-        await tx.execute(_insert_orders(tx.dialect), table_rows(rows))
+def insert_orders(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Has accepted orders inserted (id, email, name, lines as JSON text, total_cents); known ids are left alone."""
+    _insert(tx, _insert_orders(tx.dialect), _ORDERS, rows)
 
 
-async def insert_users(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Inserts accepted registrations (id, email, name); known ids are left alone."""
+def insert_users(tx: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Has accepted registrations inserted (id, email, name); known ids are left alone."""
+    _insert(tx, _insert_users(tx.dialect), _USERS, rows)
+
+
+def _insert(tx: Transaction, statement: Write, columns: Rows, rows: Sequence[Mapping[str, Any]]) -> None:
+    """In the order of their ids, so that two that know the same ones cannot deadlock."""
     if rows:
-        await tx.execute(_insert_users(tx.dialect), table_rows(rows))
+        in_order = sorted(rows, key=lambda row: str(row["id"]))
+        tx.defer(statement, columns.inserted(tx.dialect, **_by_column(in_order)))
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 async def load_products(tx: Transaction, batch: Sequence[tuple[Product, str]], *, restock: bool) -> None:
@@ -135,7 +144,11 @@ async def load_products(tx: Transaction, batch: Sequence[tuple[Product, str]], *
         }
         for product, department in batch
     ]
-    await tx.execute(_upsert_products(tx.dialect, restock=restock), table_rows(rows))
+    rows.sort(key=lambda row: str(row["sku"]))  # as the worker locks them: the two cannot deadlock
+    if rows:
+        await tx.execute(
+            _upsert_products(tx.dialect, restock=restock), _PRODUCTS.inserted(tx.dialect, **_by_column(rows))
+        )
 
 
 async def find_order(database: Database, order_id: str) -> sa.Row[Any] | None:
@@ -191,53 +204,44 @@ async def stock(database: Database) -> dict[str, int]:
         return {row[0]: row[1] for row in rows}
 
 
-def as_json(dialect: Dialect, text: sa.ColumnElement[str]) -> sa.ColumnElement[Any]:
-    """JSON text as a JSON column's value: on SQLite it is text anyway."""
-    return sa.cast(text, sa.JSON) if dialect == "postgresql" else sa.type_coerce(text, sa.JSON)
+_ORDERS = Rows("placed", id=Id, email=sa.Text(), name=sa.Text(), lines=sa.Text(), total_cents=sa.BigInteger())
+_USERS = Rows("registered", id=Id, email=sa.Text(), name=sa.Text())
+_PRODUCTS = Rows(
+    "products_given",
+    sku=sa.Text(),
+    name=sa.Text(),
+    department=sa.Text(),
+    list_price=sa.BigInteger(),
+    on_hand=sa.BigInteger(),
+)
 
 
 # Statements that run often are built once a dialect: building one costs more than running it.
 
 
 @cache
-def _insert_orders(dialect: Dialect) -> sa.Executable:
-    return _insert_accepted(dialect, orders, {"lines": sa.Text(), "total_cents": sa.BigInteger()})
+def _insert_orders(dialect: Dialect) -> Write:
+    made: Made = {"lines": lambda given: as_json(dialect, given["lines"], sa.JSON())}
+    return _ORDERS.insertion(dialect, orders, {**_accepted(dialect), **made}).on_conflict_do_nothing()
 
 
 @cache
-def _insert_users(dialect: Dialect) -> sa.Executable:
-    return _insert_accepted(dialect, users, {})
+def _insert_users(dialect: Dialect) -> Write:
+    return _USERS.insertion(dialect, users, _accepted(dialect)).on_conflict_do_nothing()
 
 
-def _insert_accepted(dialect: Dialect, table: sa.Table, more: Columns) -> sa.Executable:
-    given = as_table(dialect, {"id": Id, "email": sa.Text(), "name": sa.Text(), **more})
-    empty = sa.literal_column("CAST('[]' AS JSON)" if dialect == "postgresql" else "'[]'", sa.JSON)
-    values = {
-        **{name: given.c[name] for name in ("id", "email", "name", *more)},
-        "state": sa.literal(ACCEPTED),
-        "reasons": empty,
-        "accepted_at": now(),
+def _accepted(dialect: Dialect) -> Made:
+    return {
+        "state": lambda _: sa.literal(ACCEPTED),
+        "reasons": lambda _: as_json(dialect, sa.literal("[]"), sa.JSON()),
+        "accepted_at": lambda _: now(),
     }
-    if "lines" in more:
-        values["lines"] = as_json(dialect, given.c.lines)
-    rows = sa.select(*values.values()).where(sa.true()).order_by(given.c.id)  # SQLite's grammar needs the WHERE
-    return insert(dialect, table).from_select(list(values), rows).on_conflict_do_nothing()
 
 
 @cache
 def _upsert_products(dialect: Dialect, *, restock: bool) -> sa.Executable:
-    columns: dict[str, sa.types.TypeEngine[Any]] = {
-        "sku": sa.Text(),
-        "name": sa.Text(),
-        "department": sa.Text(),
-        "list_price": sa.BigInteger(),
-        "on_hand": sa.BigInteger(),
-    }
-    given = as_table(dialect, columns)
-    # In SKU order, as the worker locks them: the two cannot deadlock.
-    chosen = sa.select(*(given.c[name] for name in columns)).where(sa.true()).order_by(given.c.sku)
-    statement = insert(dialect, products).from_select(list(columns), chosen)
-    updated = [name for name in columns if name != "sku" and (restock or name != "on_hand")]
+    statement = _PRODUCTS.insertion(dialect, products)
+    updated = ("name", "department", "list_price", *(("on_hand",) if restock else ()))
     return statement.on_conflict_do_update(
         index_elements=["sku"], set_={name: statement.excluded[name] for name in updated}
     )

@@ -1,11 +1,14 @@
 """A TCP proxy to Postgres that acts in the middle of a COMMIT: at the very message, or after it was carried out.
 
 asyncpg commits by a simple query (Postgres documentation, "Message Formats", Query): `Q`, a length, `COMMIT;`, NUL.
+A statement that writes and runs outside of a transaction block commits by itself: it is bound by its name (Bind)
+while the server was last ready and idle (ReadyForQuery, `I`), and was prepared with its text before (Parse).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -15,10 +18,33 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 COMMIT = b"COMMIT;\x00"
+IDLE = b"Z\x00\x00\x00\x05I"
+BUSY = b"Z\x00\x00\x00\x05T"
+PREPARED = re.compile(rb"P.{4}(__asyncpg_stmt_\w+__)\x00\s*(?:WITH write_|INSERT|UPDATE|DELETE)", re.DOTALL)
+BOUND = re.compile(rb"B.{4}\x00(__asyncpg_stmt_\w+__)\x00", re.DOTALL)
 CHUNK_BYTES = 1 << 16
 
 Cut = Literal["before", "after"]
 """The COMMIT never arrives, or it is carried out and its answer never arrives."""
+
+
+class Session:
+    """What is known of one connection."""
+
+    def __init__(self) -> None:
+        self.answer_is_cut = asyncio.Event()
+        self._idle = False
+        self._writes: set[bytes] = set()
+
+    def commits(self, data: bytes) -> bool:
+        """Whether the client ends a transaction with these messages."""
+        self._writes.update(PREPARED.findall(data))
+        return COMMIT in data or (self._idle and not self._writes.isdisjoint(BOUND.findall(data)))
+
+    def answered(self, data: bytes) -> None:
+        """The server's messages."""
+        if data.endswith((IDLE, BUSY)):
+            self._idle = data.endswith(IDLE)
 
 
 class CommitProxy:
@@ -70,10 +96,10 @@ class CommitProxy:
         except OSError:
             writer.transport.abort()
             return
-        answer_is_cut = asyncio.Event()
+        session = Session()
         pumps = [
-            asyncio.create_task(self._to_server(reader, server_writer, answer_is_cut)),
-            asyncio.create_task(_to_client(server_reader, writer, answer_is_cut)),
+            asyncio.create_task(self._to_server(reader, server_writer, session)),
+            asyncio.create_task(_to_client(server_reader, writer, session)),
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -84,15 +110,13 @@ class CommitProxy:
             _reset(writer)
             _reset(server_writer)
 
-    async def _to_server(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, answer_is_cut: asyncio.Event
-    ) -> None:
+    async def _to_server(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, session: Session) -> None:
         while data := await source.read(CHUNK_BYTES):
-            cut = self._decide() if COMMIT in data else None
+            cut = self._decide() if session.commits(data) else None
             if cut == "before":
                 return
             if cut == "after":
-                answer_is_cut.set()
+                session.answer_is_cut.set()
             target.write(data)
             await target.drain()
             if cut == "after":
@@ -107,10 +131,11 @@ class CommitProxy:
         return cut
 
 
-async def _to_client(source: asyncio.StreamReader, target: asyncio.StreamWriter, is_cut: asyncio.Event) -> None:
+async def _to_client(source: asyncio.StreamReader, target: asyncio.StreamWriter, session: Session) -> None:
     while data := await source.read(CHUNK_BYTES):
-        if is_cut.is_set():
+        if session.answer_is_cut.is_set():
             return  # the answer to the COMMIT: Postgres has carried it out
+        session.answered(data)
         target.write(data)
         await target.drain()
 

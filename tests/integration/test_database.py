@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from hopline import database as module
 from hopline.clock import utcnow
-from hopline.database import Database, as_table, now, retried, table_rows
+from hopline.database import Database, now, retried
 from hopline.errors import CommitUnknown, DatabaseContention, DatabaseUnavailable, UsageError
+from hopline.rows import Rows
 from hopline.schema import UtcTime
 from tests.support.engine import rows
 
@@ -105,6 +107,72 @@ async def test_a_connection_that_dies_is_unavailable_and_at_commit_unknown(postg
     await killer.close()
 
 
+async def test_a_connection_that_dies_at_a_transaction_of_one_statement_leaves_it_unknown(
+    postgres_database_url: str,
+) -> None:
+    database, killer = Database(postgres_database_url), Database(postgres_database_url)
+    await database.create(metadata)
+
+    async def die() -> None:
+        async with database.transaction() as tx:
+            tx.defer(sa.insert(things), {"id": "a", "n": 1})
+            driver: Any = (await tx.connection.get_raw_connection()).driver_connection
+            async with killer.transaction() as other:
+                await other.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": driver.get_server_pid()})
+
+    with pytest.raises(CommitUnknown):
+        await die()
+    assert await rows(database, things) == []
+    await database.close()
+    await killer.close()
+
+
+async def test_what_is_deferred_is_stored_with_the_transaction_and_only_then(database_url: str) -> None:
+    database = Database(database_url)
+    await database.create(metadata)
+    given = Rows("some", id=sa.Text(), n=sa.Integer())
+    insertion = given.insertion(database.dialect, things)
+    update = sa.update(things).where(things.c.id == "c").values(n=9)
+
+    async with database.transaction() as tx:
+        await tx.execute(sa.insert(things), {"id": "c", "n": 1})
+        tx.defer(insertion, given.inserted(database.dialect, id=["a", "b"], n=[1, 2]))
+        tx.defer(insertion, given.inserted(database.dialect, id=["d"], n=[4]))  # the same names of parameters
+        tx.defer(update, {})
+        before = await tx.rows(sa.select(things.c.id))
+
+    async def fail() -> None:
+        async with database.transaction() as tx:
+            tx.defer(insertion, given.inserted(database.dialect, id=["e"], n=[5]))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert [row.id for row in before] == ["c"]
+    assert {row.id: row.n for row in await rows(database, things)} == {"a": 1, "b": 2, "c": 9, "d": 4}
+    await database.close()
+
+
+async def test_a_savepoint_that_is_undone_takes_back_what_was_deferred_in_it(database_url: str) -> None:
+    database = Database(database_url)
+    await database.create(metadata)
+    insertion = sa.insert(things)
+
+    async with database.transaction() as tx:
+        tx.defer(insertion, {"id": "before", "n": 1})
+        async with tx.savepoint() as savepoint:
+            tx.defer(insertion, {"id": "undone", "n": 1})
+            await savepoint.undo()
+        with pytest.raises(sa.exc.IntegrityError):
+            async with tx.savepoint():
+                tx.defer(insertion, {"id": "before", "n": 2})
+        async with tx.savepoint():
+            tx.defer(insertion, {"id": "kept", "n": 1})
+
+    assert {row.id for row in await rows(database, things)} == {"before", "kept"}
+    await database.close()
+
+
 async def test_a_server_that_is_not_there_is_unavailable() -> None:
     database = Database("postgresql+asyncpg://nobody@127.0.0.1:9/none")
 
@@ -154,12 +222,12 @@ async def test_the_databases_clock_takes_an_offset_and_compares_with_stored_time
 async def test_rows_can_be_given_as_one_parameter(database_url: str) -> None:
     database = Database(database_url)
     await database.create(metadata)
-    given = as_table(database.dialect, {"id": sa.Text(), "n": sa.Integer()})
+    rows = Rows("some", id=sa.Text(), n=sa.Integer())
+    given = rows.table(database.dialect)
     text = "quotes ' \" and ünïcode"
     async with database.transaction() as tx:
-        found = await tx.rows(
-            sa.select(given.c.id, given.c.n).order_by(given.c.n), table_rows([{"id": text, "n": 2}, {"id": "", "n": 1}])
-        )
+        query = sa.select(given.c.id, given.c.n).order_by(given.c.n)
+        found = await tx.rows(query, rows.given(database.dialect, id=[text, ""], n=[2, 1]))
 
     assert [tuple(row) for row in found] == [("", 1), (text, 2)]
     await database.close()

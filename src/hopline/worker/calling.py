@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from hopline.broker import Delivery
 from hopline.database import Transaction
@@ -27,8 +27,7 @@ from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.retry import again_at_once, decide
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
+class Member(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A decoded delivery on its way through a lane."""
 
     delivery: Delivery
@@ -38,14 +37,17 @@ class Member:
     """Whether it runs alone, because it may have killed a worker before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handled:
+class Handled(msgspec.Struct, frozen=True, eq=False):
     """What one attempt of a handler came to: its outcome, and the messages that it returned."""
 
     outcome: Outcome
     sends: tuple[msgspec.Struct, ...] = ()
     error: BaseException | None = None
     seconds: float = 0.0
+
+    def changed(self, **changes: Any) -> Handled:
+        """A copy with other values of these fields."""
+        return replace(self, **changes)
 
     @property
     def error_text(self) -> str:
@@ -106,7 +108,7 @@ async def _call_list_together(
 ) -> list[tuple[Member, Handled]]:
     started = time.perf_counter()
     try:
-        async with _deadline(endpoint):
+        async with _Deadline(endpoint):
             results = await _call_list(endpoint, tx, members)
     except DatabaseError:
         raise
@@ -115,7 +117,7 @@ async def _call_list_together(
     if not all(isinstance(handled.outcome, Done) for handled in results):
         raise MemberFailed(alone=False)  # what it wrote for that one has to be undone
     seconds = time.perf_counter() - started
-    return [(member, replace(handled, seconds=seconds)) for member, handled in zip(members, results, strict=True)]
+    return [(member, handled.changed(seconds=seconds)) for member, handled in zip(members, results, strict=True)]
 
 
 async def _attempt(
@@ -125,11 +127,11 @@ async def _attempt(
     started = time.perf_counter()
     tries = 0
     try:
-        async with _deadline(endpoint):
+        async with _Deadline(endpoint):
             while True:
                 tries += 1
                 try:
-                    return replace(await try_once(), seconds=time.perf_counter() - started)
+                    return (await try_once()).changed(seconds=time.perf_counter() - started)
                 except DatabaseError:
                     raise
                 except Exception as error:
@@ -171,23 +173,43 @@ async def _call_list(endpoint: Endpoint, tx: Transaction, members: list[Member])
     return [handled_of(one, endpoint) for one in answer]
 
 
-@asynccontextmanager
-async def _deadline(endpoint: Endpoint) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(endpoint.deadline_seconds):
-            yield
-    except TimeoutError as error:
-        raise TimeoutError(
-            f"the handler of {endpoint.name} or something in it ran into its deadline "
-            f"({endpoint.deadline_seconds:g} s): {error}"
-        ) from error
+_OUTCOMES = (Done, Retry, Defer, Dead)
+
+
+class _Deadline:
+    """An endpoint's deadline, around a handler; a TimeoutError in it says whose it was."""
+
+    __slots__ = ("_endpoint", "_timeout")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._timeout = asyncio.timeout(endpoint.deadline_seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            raise self._passed(late) from late
+        if isinstance(error, TimeoutError):
+            raise self._passed(error) from error
+
+    def _passed(self, error: TimeoutError) -> TimeoutError:
+        return TimeoutError(
+            f"the handler of {self._endpoint.name} or something in it ran into its deadline "
+            f"({self._endpoint.deadline_seconds:g} s): {error}"
+        )
 
 
 def handled_of(answer: object, endpoint: Endpoint) -> Handled:
     """What a handler's return value means: nothing, an outcome, a message, or several messages."""
     if answer is None:
         return Handled(Done())
-    if isinstance(answer, Done | Retry | Defer | Dead):
+    if isinstance(answer, _OUTCOMES):
         return Handled(answer)
     if is_message(answer):
         assert isinstance(answer, msgspec.Struct)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -20,6 +22,7 @@ from hopline.deadletters import DeadLetter, park
 from hopline.errors import DatabaseError, DatabaseUnavailable
 from hopline.fingerprint import cause_of
 from hopline.handlers import Endpoint
+from hopline.history import Recorder
 from hopline.inbox import Finished
 from hopline.message import Envelope
 from hopline.outcome import Dead, Defer, Done, Retry
@@ -42,12 +45,14 @@ class Desk:
         self.instance = instance
         self.pauses = Pauses(settings)
         self.consumer: Consumer | None = None
+        self._recorder = Recorder()
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.group_members = database.group_members(settings.group_members)
 
-    def attach(self, consumer: Consumer) -> None:
-        """The consumer that settles; before the first delivery."""
+    def attach(self, consumer: Consumer, recorder: Recorder | None = None) -> None:
+        """The consumer that settles, and who counts outcomes; before the first delivery."""
         self.consumer = consumer
+        self._recorder = recorder or self._recorder
         self.pauses.attach(consumer)
 
     def crash(self, error: BaseException) -> None:
@@ -96,7 +101,7 @@ class Desk:
             case Defer(pause=True) as outcome:
                 self.pauses.found_down(endpoint, handled.error_text, handled.seconds)
                 delay = self.pauses.deferral_seconds(endpoint)
-                return replace(handled, outcome=replace(outcome, delay_seconds=delay))
+                return handled.changed(outcome=replace(outcome, delay_seconds=delay))
             case Done() | Dead() if handled.error is None:  # what it needs has answered
                 self.pauses.found_up(endpoint, handled.seconds)
         return handled
@@ -113,26 +118,33 @@ class Desk:
             return []
         # A statement of its own, after the claim: the claim may have waited for another worker's transaction, and
         # only a later snapshot shows the attempt that failed in it.
-        parameters = {"of_endpoint": endpoint, **attempts.given([member.envelope for member in fresh])}
+        parameters = {"of_endpoint": endpoint, **attempts.given(tx.dialect, [member.envelope for member in fresh])}
         failed = {row.message_id for row in await tx.rows(attempts.recorded(tx.dialect), parameters)}
         await inbox.release(tx, endpoint, sorted(failed))
         return [member for member in fresh if member.envelope.id not in failed]
 
-    async def conclude(self, tx: Transaction, endpoint: Endpoint, results: Sequence[tuple[Member, Handled]]) -> None:
-        """Stores the outcomes of claimed members, and what they send, in the open transaction."""
-        finished: dict[str, Finished] = {}
+    async def conclude(
+        self, tx: Transaction, endpoint: Endpoint, results: Sequence[tuple[Member, Handled]], *, claimed: bool = True
+    ) -> None:
+        """Stores the outcomes of members, and what they send, in the open transaction.
+
+        Those of members that are not `claimed` have to be effects that are done and send nothing.
+        """
+        finished: list[Finished] = []
         failed: list[tuple[Member, Handled]] = []
         for member, handled in results:
             if isinstance(handled.outcome, Done):
-                finished[member.envelope.id] = Finished(handled.seconds, handled.outcome.note)
+                finished.append(Finished(member.envelope, handled.seconds, handled.outcome.note))
                 tx.cause = member.envelope
                 for message in handled.sends:
                     tx.send(message)
             else:
                 failed.append((member, handled))
         tx.cause = None
-        if finished:
-            await inbox.finish(tx, endpoint.name, finished)
+        if finished and claimed:
+            inbox.finish(tx, endpoint.name, finished)
+        elif finished:
+            inbox.record(tx, endpoint.name, finished, self.instance)
         if failed:
             await self._store_failures(tx, endpoint, failed)
         if survived := [member.envelope.id for member, _ in results if member.suspect]:
@@ -140,16 +152,22 @@ class Desk:
 
     def count(self, endpoint: Endpoint, results: Sequence[tuple[Member, Handled]]) -> None:
         """Counts outcomes, after their commit."""
+        now = time.time()
+        ran: Counter[tuple[str, float]] = Counter()  # a handler of lists runs once for all that have the same seconds
         for member, handled in results:
-            outcome = bounded(handled.outcome, member.envelope.attempt, endpoint.retry)
-            metrics.handled(endpoint.name, type(outcome).__name__.lower(), handled.seconds)
+            outcome = type(bounded(handled.outcome, member.envelope.attempt, endpoint.retry)).__name__.lower()
+            ran[outcome, handled.seconds] += 1
+            age = now - member.envelope.created_at.timestamp()
+            self._recorder.handled(endpoint.name, outcome, handled.seconds, age)
+        for (outcome, seconds), messages in ran.items():
+            metrics.handled(endpoint.name, outcome, seconds, messages)
 
     async def defer(self, tx: Transaction, queue: str, deferred: Sequence[tuple[Envelope, float]]) -> None:
         """Sends messages to their queue again, each after its delay, unless a duplicate has done so already."""
         waiting = await outbox.waiting(tx, queue, [envelope for envelope, _ in deferred]) if deferred else set()
         for envelope, delay_seconds in deferred:
             if envelope.id not in waiting:
-                tx.schedule(replace(envelope, suspect=False), queue=queue, delay_seconds=delay_seconds)
+                tx.schedule(envelope.changed(suspect=False), queue=queue, delay_seconds=delay_seconds)
 
     async def _store_failures(
         self, tx: Transaction, endpoint: Endpoint, failed: Sequence[tuple[Member, Handled]]
@@ -164,7 +182,7 @@ class Desk:
             match outcome:
                 case Retry(delay_seconds=delay):
                     rows.append(self._attempt(endpoint, member, handled, "retry"))
-                    again = replace(envelope, attempt=envelope.attempt + 1, suspect=False)
+                    again = envelope.changed(attempt=envelope.attempt + 1, suspect=False)
                     tx.schedule(again, queue=endpoint.queue, delay_seconds=delay)
                 case Defer(delay_seconds=delay):
                     deferred.append((envelope, delay))

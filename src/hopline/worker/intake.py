@@ -10,21 +10,28 @@ attempt, the group runs again; everything in memory is bounded by the prefetch.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import heapq
+from collections.abc import Collection
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from hopline import codec, topology
 from hopline.broker import Consumer, Delivery
-from hopline.clock import utcnow
+from hopline.clock import from_epoch, utcnow
 from hopline.database import Database
 from hopline.errors import MessageError, Undecodable, UnknownType
 from hopline.handlers import Handlers
+from hopline.history import Recorder
 from hopline.settings import Settings
 from hopline.worker.calling import Member
 from hopline.worker.desk import Desk
 from hopline.worker.lanes import EffectLane, Lane, TransactionLane
 from hopline.worker.quarantine import Quarantine
 from hopline.worker.strays import Strays, given_up
+
+TOLD_RUNNING = 20
+"""So many of the messages that are being handled are told of."""
 
 
 class Worker:
@@ -56,20 +63,41 @@ class Worker:
         return {
             "busy": self.busy,
             "paused": self._desk.pauses.state(),
+            "paused_by_operator": self._desk.pauses.by_operator,
             "unknown": self._strays.state(),
             "database": self._desk.pauses.database_trouble or "ok",
         }
 
-    def attach(self, consumer: Consumer) -> None:
-        """The consumer that settles; before the first delivery."""
-        self._desk.attach(consumer)
+    def details(self) -> dict[str, object]:
+        """What it is doing right now: the messages that have run the longest (docs/reference/tables.md)."""
+        running = [one for lane in self._lanes.values() for one in lane.running(TOLD_RUNNING)]
+        return {
+            "running": [
+                {
+                    "endpoint": one.endpoint,
+                    "message_id": one.member.envelope.id,
+                    "key": one.member.envelope.key,
+                    "since": from_epoch(one.since).isoformat(),
+                }
+                for one in heapq.nsmallest(TOLD_RUNNING, running, key=lambda one: one.since)
+            ]
+        }
+
+    def attach(self, consumer: Consumer, recorder: Recorder | None = None) -> None:
+        """The consumer that settles, and who counts outcomes; before the first delivery."""
+        self._desk.attach(consumer, recorder)
+
+    def obey(self, paused: Collection[str]) -> None:
+        """These queues, and no others, are paused by an operator now."""
+        self._desk.pauses.obey(paused)
 
     def receive(self, deliveries: list[Delivery]) -> None:
         """Takes deliveries; returns at once."""
         opened: dict[Lane, list[Member]] = {}
+        oldest = utcnow() - self._oldest
         for delivery in deliveries:
             try:
-                lane, member = self._open(delivery)
+                lane, member = self._open(delivery, oldest)
             except MessageError as error:
                 self._strays.add(delivery, error)
                 continue
@@ -98,13 +126,13 @@ class Worker:
         for lane in self._lanes.values():
             await lane.abandon()
 
-    def _open(self, delivery: Delivery) -> tuple[Lane, Member]:
+    def _open(self, delivery: Delivery, oldest: datetime) -> tuple[Lane, Member]:
         if delivery.queue in self._dead_queues:
             raise given_up(self._dead_queues[delivery.queue], delivery.describe())
         envelope = delivery.envelope
         if envelope is None:
             raise Undecodable("the message has no message_id (a UUIDv7) or no type: it was not sent by Hopline")
-        if utcnow() - envelope.created_at > self._oldest:
+        if envelope.created_at < oldest:
             raise TooOld(envelope.created_at, self._oldest)
         lane = self._lanes.get((delivery.queue, envelope.type, envelope.version))
         if lane is None:

@@ -9,22 +9,35 @@ concurrently without a transaction and settles the results in groups afterwards.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from hopline import attempts, inbox
 from hopline.batching import Groups
 from hopline.broker import Delivery
-from hopline.database import Dialect
 from hopline.handlers import Endpoint
+from hopline.outcome import Done
+from hopline.rows import Dialect
 from hopline.worker.calling import Handled, Member, MemberFailed, call_apart, call_effect, call_group
 from hopline.worker.desk import Desk
 
 SAVEPOINT_MEMBERS = 50
+
+
+class Running(NamedTuple):
+    """A message that is being handled."""
+
+    endpoint: str
+    member: Member
+    since: float
+    """Seconds since 1970, by the clock of this process."""
 
 
 class Lane:
@@ -54,11 +67,16 @@ class Lane:
         """Cancels the work."""
         await self._groups.abandon()
 
+    def running(self, most: int) -> Sequence[Running]:
+        """At most so many of the messages that are being handled now, those that began first."""
+        raise NotImplementedError
+
     async def over(self, members: Sequence[Member]) -> set[str]:
         """The ids that are done, or whose very attempt has failed already."""
         found: set[str] = set()
         database = self._desk.database
-        parameters = {"of_endpoint": self.endpoint.name, **attempts.given([member.envelope for member in members])}
+        given = attempts.given(database.dialect, [member.envelope for member in members])
+        parameters = {"of_endpoint": self.endpoint.name, **given}
 
         async def look() -> None:
             found.update(row.message_id for row in await database.query(_over(database.dialect), parameters))
@@ -77,9 +95,25 @@ class Lane:
 class TransactionLane(Lane):
     """Handles groups in one transaction each."""
 
+    def __init__(self, desk: Desk, endpoint: Endpoint) -> None:
+        super().__init__(desk, endpoint)
+        self._group: Sequence[Member] = ()
+        self._since = 0.0
+
+    def running(self, most: int) -> Sequence[Running]:
+        """All of a group run since it began."""
+        return [Running(self.endpoint.name, member, self._since) for member in self._group[:most]]
+
     async def _handle(self, members: list[Member]) -> None:
         unique = list({member.envelope.id: member for member in members}.values())
+        self._group, self._since = unique, time.time()
+        try:
+            await self._handle_group(unique)
+        finally:
+            self._group = ()
+        self._desk.settle([member.delivery for member in members])
 
+    async def _handle_group(self, unique: list[Member]) -> None:
         async def together() -> None:
             owned = self._desk.owned(unique)
             if owned:
@@ -94,7 +128,6 @@ class TransactionLane(Lane):
             size = 1 if failed.alone else SAVEPOINT_MEMBERS
             for start in range(0, len(unique), size):
                 await self._apart(unique[start : start + size])
-        self._desk.settle([member.delivery for member in members])
 
     async def _together(self, members: list[Member]) -> None:
         """The usual way: all in one transaction, without savepoints."""
@@ -151,6 +184,8 @@ class Effect:
 
     member: Member
     deliveries: list[Delivery]
+    since: float = 0.0
+    """When its handler began, in seconds since 1970; 0 while it waits."""
     handled: Handled | None = None
     """None until the handler has run."""
 
@@ -160,11 +195,14 @@ class EffectLane(Lane):
 
     def __init__(self, desk: Desk, endpoint: Endpoint) -> None:
         super().__init__(desk, endpoint)
-        self._slots = asyncio.Semaphore(desk.settings.effect_concurrency)
+        self._concurrency = desk.settings.effect_concurrency
         self._effects: dict[str, Effect] = {}
+        """All that are not settled yet."""
+        self._waiting: deque[Effect] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._task_name = f"effect {endpoint.name}"
         self._settlement: Groups[Effect, None] = Groups(
-            self._settle, max_members=desk.group_members, name=f"settlement {endpoint.name}"
+            self._settle, max_members=desk.group_members, name=f"settlement {endpoint.name}", on_error=desk.crash
         )
 
     @property
@@ -172,19 +210,28 @@ class EffectLane(Lane):
         """Deliveries that are not settled yet."""
         return self._groups.busy + len(self._effects)
 
+    def running(self, most: int) -> Sequence[Running]:
+        """Those that have a slot and no result yet."""
+        began = [e for e in self._effects.values() if e.since and e.handled is None]
+        first = heapq.nsmallest(most, began, key=lambda effect: effect.since)
+        return [Running(self.endpoint.name, effect.member, effect.since) for effect in first]
+
     async def drained(self) -> None:
         """Returns when all is settled."""
         await super().drained()
         while self._tasks:
             await asyncio.wait(self._tasks)
+        await self._settlement.drained()
 
     async def abandon(self) -> None:
         """Cancels the work."""
         await super().abandon()
+        self._waiting.clear()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._settlement.abandon()
+        self._effects.clear()
 
     async def _handle(self, members: list[Member]) -> None:
         over = await self.over(members)
@@ -195,25 +242,32 @@ class EffectLane(Lane):
             elif running is not None:
                 running.deliveries.append(member.delivery)  # settled with it: its own channel may be gone
             else:
-                self._launch(Effect(member, [member.delivery]))
+                effect = self._effects[member.envelope.id] = Effect(member, [member.delivery])
+                self._waiting.append(effect)
+        self._begin()
 
-    def _launch(self, effect: Effect) -> None:
-        self._effects[effect.member.envelope.id] = effect
-        task = asyncio.create_task(self._perform(effect), name=f"effect {self.endpoint.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin(self) -> None:
+        """Runs as many of those that wait as may run at once, each in a task of its own."""
+        while self._waiting and len(self._tasks) < self._concurrency:
+            effect = self._waiting.popleft()
+            if self._desk.owns_any(effect.deliveries):
+                task = asyncio.create_task(self._perform(effect), name=self._task_name)
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+            else:  # the channel died while it waited: it is somebody else's by now
+                del self._effects[effect.member.envelope.id]
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._begin()
 
     async def _perform(self, effect: Effect) -> None:
         try:
-            async with self._slots:
-                if not self._desk.owns_any(effect.deliveries):
-                    return  # the channel died while it waited: it is somebody else's by now
-                effect.handled = await self._run_unless_paused(effect.member)
-            await self._settlement.submit(effect)
+            effect.since = time.time()
+            effect.handled = await self._run_unless_paused(effect.member)
+            self._settlement.put([effect])
         except Exception as error:  # noqa: BLE001 - handed to the process, which stops
             self._desk.crash(error)
-        finally:
-            self._effects.pop(effect.member.envelope.id, None)
 
     async def _run_unless_paused(self, member: Member) -> Handled:
         if self._desk.pauses.is_open(self.endpoint):
@@ -221,21 +275,40 @@ class EffectLane(Lane):
         return self._desk.judged(self.endpoint, await call_effect(self.endpoint, member))
 
     async def _settle(self, effects: list[Effect]) -> list[None]:
-        """Stores results, then acknowledges. Claims first: what another worker finished meanwhile is not failed."""
-        results = {e.member.envelope.id: (e.member, e.handled) for e in effects if e.handled is not None}
+        """Stores results, then acknowledges."""
+        results = [(effect.member, effect.handled) for effect in effects if effect.handled is not None]
+        happened = [result for result in results if _only_happened(result[1])]
+        others = [result for result in results if not _only_happened(result[1])]
+        if happened:
+            await self._store(happened, claiming=False)
+        if others:
+            await self._store(others, claiming=True)
+        self._desk.settle([delivery for effect in effects for delivery in effect.deliveries])
+        for effect in effects:  # at once, so that no duplicate joins one that is settled
+            del self._effects[effect.member.envelope.id]
+        return [None] * len(effects)
+
+    async def _store(self, results: list[tuple[Member, Handled]], *, claiming: bool) -> None:
+        """One transaction. What another worker finished meanwhile has not failed, and sends nothing: so claim first."""
 
         async def store() -> None:
+            stored = results
             async with self._desk.database.transaction() as tx:
-                claimed = await self._desk.claim(tx, self.endpoint.name, [effect.member for effect in effects])
-                concluded = [results[member.envelope.id] for member in claimed]
-                await self._desk.conclude(tx, self.endpoint, concluded)
-            self._desk.count(self.endpoint, concluded)
+                if claiming:
+                    claimed = await self._desk.claim(tx, self.endpoint.name, [member for member, _ in results])
+                    ours = {member.envelope.id for member in claimed}
+                    stored = [result for result in results if result[0].envelope.id in ours]
+                await self._desk.conclude(tx, self.endpoint, stored, claimed=claiming)
+            self._desk.count(self.endpoint, stored)
 
         await self._desk.persist(store, f"settlement {self.endpoint.name}")
-        self._desk.settle([delivery for effect in effects for delivery in effect.deliveries])
-        return [None] * len(effects)
+
+
+def _only_happened(handled: Handled) -> bool:
+    """Whether the effect is done and nothing follows from it: then it is true whoever else did it."""
+    return isinstance(handled.outcome, Done) and not handled.sends
 
 
 @cache
 def _over(dialect: Dialect) -> sa.CompoundSelect[Any]:
-    return sa.union_all(inbox.done(dialect), attempts.recorded(dialect))
+    return sa.union_all(inbox.done(dialect, attempts.RUN), attempts.recorded(dialect))

@@ -1,8 +1,9 @@
-"""When a worker takes nothing from a queue: what a handler needs is down, or the database is.
+"""When a worker takes nothing from a queue: its handler's dependency is down, an operator said so, or no database.
 
 A handler that finds its dependency down opens its breaker (breaker.py). While it is open its queue is not
 consumed, and what is buffered for that handler is deferred; then one message at a time is taken until one
-is handled. Other queues go on. While the database is down no queue is consumed: nothing could be settled.
+is handled. Other queues go on. A pause by an operator (pausing.py) does the same to the whole queue, until it is
+resumed. While the database is down no queue is consumed: nothing could be settled.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Collection, Set
 from datetime import datetime, timedelta
 
 import structlog
@@ -20,6 +22,8 @@ from hopline.clock import utcnow
 from hopline.handlers import Endpoint
 from hopline.settings import Settings
 
+PAUSED_DELAY_SECONDS = 1.0
+"""What is buffered when an operator pauses its queue is back in the queue after so long, and waits there."""
 DEFER_SPREAD = 0.2
 """What is deferred comes back within so much of the pause after its end, not all at once."""
 
@@ -35,6 +39,8 @@ class Pauses:
         self._breakers: dict[str, tuple[Endpoint, Breaker]] = {}
         self._since: dict[str, datetime] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._by_operator: Set[str] = frozenset()
+        """The queues that an operator has paused, as this worker knows."""
         self._waiting_for_database: dict[str, str] = {}
         """Who waits for the database, with its trouble."""
 
@@ -50,13 +56,30 @@ class Pauses:
     def is_open(self, endpoint: Endpoint) -> bool:
         """Whether the handler is not to be run now."""
         entry = self._breakers.get(endpoint.name)
-        return entry is not None and entry[1].state == "open"
+        return endpoint.queue in self._by_operator or (entry is not None and entry[1].state == "open")
 
     def deferral_seconds(self, endpoint: Endpoint) -> float:
         """For how long a message of a handler that is not to be run is deferred."""
-        _, breaker = self._breakers[endpoint.name]
-        remaining = breaker.remaining_seconds(time.monotonic())
+        entry = self._breakers.get(endpoint.name)
+        remaining = entry[1].remaining_seconds(time.monotonic()) if entry else 0.0
+        if endpoint.queue in self._by_operator:
+            remaining = max(remaining, PAUSED_DELAY_SECONDS)
         return remaining * (1 + DEFER_SPREAD * random.random())
+
+    def obey(self, paused: Collection[str]) -> None:
+        """These queues, and no others, are paused by an operator now."""
+        assert self._consumer is not None
+        before, self._by_operator = self._by_operator, self._consumer.prefetches.keys() & frozenset(paused)
+        for queue in sorted(before ^ self._by_operator):
+            log.warning(
+                "queue paused by an operator" if queue in paused else "queue resumed by an operator", queue=queue
+            )
+            self._tell(queue)
+
+    @property
+    def by_operator(self) -> list[str]:
+        """The queues of this worker that an operator has paused."""
+        return sorted(self._by_operator)
 
     def found_down(self, endpoint: Endpoint, reason: str, ran_seconds: float) -> None:
         """A handler that ran for so long found its dependency down."""
@@ -138,7 +161,7 @@ class Pauses:
     def _tell(self, queue: str) -> None:
         assert self._consumer is not None
         states = {breaker.state for endpoint, breaker in self._breakers.values() if endpoint.queue == queue}
-        if self._waiting_for_database or "open" in states:
+        if self._waiting_for_database or queue in self._by_operator or "open" in states:
             self._consumer.limit(queue, 0)
         else:
             self._consumer.limit(queue, 1 if "probing" in states else None)

@@ -118,7 +118,7 @@ class Strays:
                     deferred.append((envelope, UNKNOWN_DELAY_SECONDS))
                     self._note(envelope, queue)
                 case GivenUp(delivery_limit=True, queue=origin) if envelope and not envelope.suspect:
-                    tx.schedule(replace(envelope, suspect=True), queue=origin, delay_seconds=0.0)
+                    tx.schedule(envelope.changed(suspect=True), queue=origin, delay_seconds=0.0)
                     log.error("given up by RabbitMQ, tried once more alone", queue=origin, message_id=envelope.id)
                 case error:
                     letters.append(letter_of(stray.delivery, error))

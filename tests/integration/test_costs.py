@@ -1,0 +1,293 @@
+"""What a thousand orders cost, counted and not timed: statements, round trips, commits, frames, bytes, Python calls.
+
+The bounds are what the code needs today; a statement more a group, or one a row, is above them. Groups have a fixed
+size, so that the counts are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from decimal import Decimal
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+
+from hopline import Handlers, Settings, codec, new_id, outbox, utcnow
+from hopline.broker import Delivery, Publish, Published
+from hopline.database import Database, Send, Transaction
+from hopline.message import type_of
+from hopline.outbox import Outbox
+from hopline.rabbitmq import RabbitConsumer, RabbitPublisher
+from hopline.topology import build
+from hopline.worker import Worker
+from orders import deciding, emails, handlers, placing, store
+from orders.domain import Customer, Line, Product, reserve, total_cents
+from orders.mailer import Mailer
+from orders.messages import OrderPlaced
+from tests.support.engine import ScriptedConsumer, delivery_for, envelope_for
+from tests.support.meter import Meter, amqp_frames, postgres_answers
+from tests.support.waiting import wait_until
+
+GROUP = 50
+GROUPS = 4
+SCALE = 1000 / (GROUP * GROUPS)
+"""What is counted is told for a thousand orders."""
+SETTINGS = Settings(group_members=GROUP, effect_concurrency=GROUP)
+LINES = [Line(sku, 2, Decimal("1.00")) for sku in ("apple", "bread", "cheese")]
+CUSTOMER = Customer("ada@example.com", "Ada")
+
+
+class Office(Mailer):
+    """A mailer whose server takes everything at once."""
+
+    def __init__(self) -> None:
+        self.domain, self.sender = "example.com", "shop@example.com"
+
+    async def send(self, recipient: str, mail: bytes) -> str:
+        return "250 taken"
+
+
+class Kept:
+    """A window that takes what is committed, as the relay would."""
+
+    def __init__(self) -> None:
+        self.sends: list[Send] = []
+
+    def reserve(self, wanted: int) -> int:
+        return wanted
+
+    def release(self, slots: int) -> None: ...
+
+    def offer(self, sends: Sequence[Send]) -> None:
+        self.sends += sends
+
+    def take(self) -> list[Send]:
+        taken, self.sends = self.sends, []
+        return taken
+
+
+class Marks:
+    """Marks what was sent before, with the next transaction, as the relay does."""
+
+    def __init__(self) -> None:
+        self.confirmed: list[str] = []
+
+    async def board(self, tx: Transaction) -> None:
+        outbox.mark_sent(tx, dict.fromkeys(self.confirmed, 0.0))
+        self.confirmed = []
+
+
+class Way:
+    """The whole way of groups of orders through the database: placed, decided, mailed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._kept, self._marks = Kept(), Marks()
+        store_ = Outbox(limit=100_000, lease_seconds=30)
+        store_.window = self._kept
+        database.riders += [store_, self._marks]
+        registry = Handlers()
+        registry.include([handlers.handlers, emails.handlers(Office())])
+        self._worker = Worker(database, registry, SETTINGS, instance="counted")
+        self.consumer = ScriptedConsumer()
+        self._worker.attach(self.consumer)
+
+    async def place(self) -> list[Delivery]:
+        new = [placing.NewOrder(new_id(), CUSTOMER, LINES) for _ in range(GROUP)]
+        async with self._database.transaction() as tx:
+            await placing.place_orders(tx, new)
+        return self._deliveries("orders")
+
+    async def handle(self, deliveries: list[Delivery]) -> list[Delivery]:
+        self._worker.receive(deliveries)
+        async with asyncio.timeout(20):
+            await self._worker.drained()
+        assert not self._worker.crashed.done()
+        return self._deliveries("emails")
+
+    def _deliveries(self, queue: str) -> list[Delivery]:
+        sends = self._kept.take()
+        self._marks.confirmed += [send.id for send in sends]
+        return [delivery_for(queue, send.envelope) for send in sends]
+
+
+@asynccontextmanager
+async def a_shop(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    await database.create(store.metadata)
+    products = [(Product(line.sku, line.sku.title(), line.unit_price, 1_000_000), "Food") for line in LINES]
+    async with database.transaction() as tx:
+        await store.load_products(tx, products, restock=True)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@contextmanager
+def statements_of(database: Database) -> Iterator[Counter[str]]:
+    """Counts what SQLAlchemy gives to the driver, and the commits."""
+    counts: Counter[str] = Counter()
+
+    def executed(*_: object) -> None:
+        counts["statements"] += 1
+
+    def committed(_: object) -> None:
+        counts["commits"] += 1
+
+    engine = database._writer.sync_engine
+    sa.event.listen(engine, "before_cursor_execute", executed)
+    sa.event.listen(engine, "commit", committed)
+    try:
+        yield counts
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", executed)
+        sa.event.remove(engine, "commit", committed)
+
+
+async def cost_of_each_step(way: Way, now: Callable[[], Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """What grew by how much in each step, for a thousand orders. The first groups prepare the statements."""
+    for _ in range(2):
+        await way.handle(await way.handle(await way.place()))
+    costs: dict[str, dict[str, float]] = {}
+
+    def add(step: str, before: Mapping[str, float]) -> dict[str, float]:
+        after, cost = dict(now()), costs.setdefault(step, {})
+        for name, value in after.items():
+            cost[name] = cost.get(name, 0.0) + (value - before.get(name, 0.0)) * SCALE
+        return after
+
+    for _ in range(GROUPS):
+        at = dict(now())
+        placed = await way.place()
+        at = add("placed", at)
+        decided = await way.handle(placed)
+        at = add("decided", at)
+        await way.handle(decided)
+        add("mailed", at)
+    assert len(way.consumer.settled) == (GROUPS + 2) * GROUP * 2
+    return costs
+
+
+def per_thousand(groups_each: float) -> float:
+    """So many for a group is so many for a thousand orders."""
+    return groups_each * 1000 / GROUP
+
+
+async def test_the_statements_of_a_thousand_orders_on_sqlite(sqlite_database_url: str) -> None:
+    async with a_shop(sqlite_database_url) as database:
+        with statements_of(database) as counts:
+            costs = await cost_of_each_step(Way(database), lambda: counts)
+
+    assert costs["placed"] == {"statements": per_thousand(4), "commits": per_thousand(1)}, costs
+    assert costs["decided"] == {"statements": per_thousand(11), "commits": per_thousand(1)}, costs
+    assert costs["mailed"] == {"statements": per_thousand(3), "commits": per_thousand(1)}, costs
+
+
+async def test_the_round_trips_of_a_thousand_orders_on_postgres(postgres_database_url: str) -> None:
+    server = urlsplit(postgres_database_url)
+    async with (
+        Meter(server.hostname or "", server.port or 0, postgres_answers) as meter,
+        a_shop(postgres_database_url.replace(f":{server.port}/", f":{meter.port}/")) as database,
+    ):
+        costs = await cost_of_each_step(
+            Way(database),
+            lambda: {
+                "round trips": meter.received.messages["Z"],
+                "bytes sent": meter.sent.bytes,
+                "bytes received": meter.received.bytes,
+            },
+        )
+
+    trips = {step: cost["round trips"] for step, cost in costs.items()}
+    assert trips == {"placed": per_thousand(1), "decided": per_thousand(9), "mailed": per_thousand(2)}
+    assert costs["placed"]["bytes sent"] < 1000 * 850
+    assert costs["decided"]["bytes sent"] < 1000 * 900
+    assert costs["mailed"]["bytes sent"] < 1000 * 240
+    assert sum(cost["bytes received"] for cost in costs.values()) < 1000 * 120
+
+
+async def test_the_frames_of_a_thousand_messages(broker_url: str) -> None:
+    server = urlsplit(broker_url)
+    topology = build([("orders", "order.placed")])
+    batch = [Publish("hopline", "order.placed", envelope_for(an_order())) for _ in range(GROUP * GROUPS)]
+    received: list[Delivery] = []
+    async with Meter(server.hostname or "", server.port or 0, amqp_frames, amqp_frames) as meter:
+        url = broker_url.replace(f":{server.port}/", f":{meter.port}/")
+        publisher = RabbitPublisher(url, topology, name="counted")
+        consumer = RabbitConsumer(url, topology, name="counted", prefetches={"orders": 500}, receive=received.extend)
+        publisher.start()
+        await wait_until(lambda: publisher.ready)
+        meter.reset()
+
+        outcomes = await publisher.publish(batch, timeout_seconds=20)
+        sent, answered = meter.reset()
+        await publisher.stop()
+        consumer.start()
+        await wait_until(lambda: len(received) == len(batch))
+        meter.reset()
+        for start in range(0, len(batch), GROUP):
+            consumer.settle(received[start : start + GROUP])
+        await wait_until(lambda: meter.sent.messages["1"] >= GROUPS)
+        settled, _ = meter.reset()
+        await consumer.stop()
+
+    assert outcomes == [Published.CONFIRMED] * len(batch)
+    assert sent.messages == {"1": len(batch), "2": len(batch), "3": len(batch)}  # method, header, body
+    assert sent.bytes < len(batch) * 700
+    assert answered.messages["1"] <= len(batch)
+    assert answered.bytes <= len(batch) * 21
+    assert settled.messages["1"] == GROUPS  # `multiple`: one for a group
+
+
+def an_order() -> OrderPlaced:
+    return OrderPlaced(new_id(), CUSTOMER, LINES, total_cents(LINES), utcnow())
+
+
+@contextmanager
+def python_calls() -> Iterator[Counter[str]]:
+    """Counts calls of functions that are written in Python."""
+    counts: Counter[str] = Counter()
+
+    def profile(_frame: FrameType, event: str, _argument: object) -> None:
+        counts[event] += 1
+
+    sys.setprofile(profile)
+    try:
+        yield counts
+    finally:
+        sys.setprofile(None)
+
+
+def calls_an_order(work: Callable[[], object]) -> float:
+    work()  # what is made once is made
+    with python_calls() as counts:
+        work()
+    return counts["call"] / GROUP
+
+
+def test_the_python_calls_of_an_order() -> None:
+    orders = [an_order() for _ in range(GROUP)]
+    bodies = [codec.encode(order, limit_bytes=1 << 20) for order in orders]
+    shelf = {line.sku: Product(line.sku, line.sku, line.unit_price, 1_000_000) for line in LINES}
+    confirmed = [deciding.answer_to(order, [], shelf) for order in orders]
+    declared = type_of(OrderPlaced)
+
+    assert calls_an_order(lambda: [codec.decode(declared, body) for body in bodies]) < 2
+    assert calls_an_order(lambda: reserve(orders, shelf)) < 8
+    assert calls_an_order(lambda: [deciding.answer_to(order, [], shelf) for order in orders]) < 7
+    assert calls_an_order(lambda: _send_all(confirmed)) < 15
+
+
+def _send_all(messages: Sequence[Any]) -> None:
+    tx = Transaction(None, "postgresql", 1 << 20)  # type: ignore[arg-type]
+    tx.cause = envelope_for(an_order())
+    for message in messages:
+        tx.send(message)
+    outbox.store(tx, tx.sends, leased={send.id for send in tx.sends}, lease_seconds=30)
