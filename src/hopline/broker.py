@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from hopline.message import Envelope
 
@@ -27,8 +28,7 @@ class Published(enum.Enum):
     """No answer before the deadline, or the connection died: stored or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True, gc=False):
     """One message for one routing key of one exchange."""
 
     exchange: str
@@ -36,8 +36,7 @@ class Publish:
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One delivery of one message from one queue; compared by identity, for a message can come twice."""
 
     queue: str

@@ -8,11 +8,12 @@ delivery (run, attempt) is a field of it, what varies per send is the outbox row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.structs
 
 from hopline.errors import UnknownType, UsageError
 
@@ -40,8 +41,7 @@ class MessageType:
         return str(getattr(message, self.key))
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """One message as it travels: identity, kinship and body. Built from, and turned into, AMQP properties."""
 
     id: str
@@ -56,7 +56,7 @@ class Envelope:
     """The id of the message whose handler sent this one."""
     created_at: datetime
     body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     """Free text headers (traceparent, origin); at most 4 KiB in all."""
     run: int = 0
     """0, and one more per replay."""
@@ -64,6 +64,10 @@ class Envelope:
     """0, and one more per retry within a run."""
     suspect: bool = False
     """Whether this send may kill its worker, so that it has to run alone."""
+
+    def changed(self, **changes: Any) -> Envelope:
+        """A copy with other values of these fields."""
+        return msgspec.structs.replace(self, **changes)
 
 
 def message(name: str, *, key: str, version: int = 1, optional: bool = False) -> Callable[[M], M]:

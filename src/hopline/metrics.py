@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, Final
 
 import prometheus_client as prometheus
@@ -42,14 +43,32 @@ _HANDLER_SECONDS: Final = prometheus.Histogram(
 def published(outcomes: Iterable[str], seconds: float) -> None:
     """One batch was published: how each of its messages ended, and how long the whole batch took."""
     for outcome, count in Tally(outcomes).items():
-        _PUBLISHED.labels(outcome).inc(count)
+        _published(outcome).inc(count)
     _PUBLISH_SECONDS.observe(seconds)
 
 
 def handled(endpoint: str, outcome: str, seconds: float, messages: int = 1) -> None:
     """A handler ran for so many seconds, for so many messages, and this outcome of them is committed."""
-    _HANDLED.labels(endpoint, outcome).inc(messages)
-    _HANDLER_SECONDS.labels(endpoint).observe(seconds)
+    _handled(endpoint, outcome).inc(messages)
+    _handler_seconds(endpoint).observe(seconds)
+
+
+# Finding a child by its labels costs more than counting in it; labels are few, so these are bounded.
+
+
+@cache
+def _published(outcome: str) -> prometheus.Counter:
+    return _PUBLISHED.labels(outcome)
+
+
+@cache
+def _handled(endpoint: str, outcome: str) -> prometheus.Counter:
+    return _HANDLED.labels(endpoint, outcome)
+
+
+@cache
+def _handler_seconds(endpoint: str) -> prometheus.Histogram:
+    return _HANDLER_SECONDS.labels(endpoint)
 
 
 def text(state: State) -> bytes:

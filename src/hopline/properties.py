@@ -64,27 +64,32 @@ def envelope_of(delivery: amqp.Delivery) -> Envelope | None:
         return None
     identifier, type_name = properties.message_id, properties.type
     headers: Mapping[str, Any] = properties.headers or {}
-    version, run, attempt = headers.get(VERSION_HEADER, 1), headers.get(RUN_HEADER, 0), headers.get(ATTEMPT_HEADER, 0)
-    cause = headers.get(CAUSE_HEADER)
+    get = headers.get
+    cause = get(CAUSE_HEADER)
+    version, run, attempt = get(VERSION_HEADER, 1), get(RUN_HEADER, 0), get(ATTEMPT_HEADER, 0)
     if not type_name or not is_id(identifier) or (cause is not None and not is_id(cause)):
         return None
-    if not all(isinstance(number, int) and 0 <= number < 1 << 31 for number in (version, run, attempt)):
+    if not (_is_count(version) and _is_count(run) and _is_count(attempt)):
         return None
     correlation = properties.correlation_id
     return Envelope(
         id=identifier,
         type=type_name,
         version=version,
-        key=storable(str(headers.get(KEY_HEADER, ""))[:255]),
-        correlation_id=correlation if is_id(correlation) else identifier,
+        key=storable(str(get(KEY_HEADER, ""))[:255]),
+        correlation_id=correlation if correlation == identifier or is_id(correlation) else identifier,
         cause_id=cause,
         created_at=id_time(identifier),
         body=delivery.body,
         headers=free_headers(headers),
         run=run,
         attempt=attempt,
-        suspect=headers.get(SUSPECT_HEADER) is True,
+        suspect=get(SUSPECT_HEADER) is True,
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 31
 
 
 def free_headers(headers: Mapping[str, Any]) -> dict[str, str]:
@@ -107,10 +112,12 @@ def describe(delivery: amqp.Delivery) -> dict[str, object]:
         properties = delivery.properties
     except amqp.AMQPError as error:
         return {"unreadable": str(error), "exchange": delivery.exchange, "routing_key": delivery.routing_key}
-    values = {
-        name: _jsonable(getattr(properties, name)) for name in _PROPERTIES if getattr(properties, name) is not None
-    }
-    return {**values, "exchange": delivery.exchange, "routing_key": delivery.routing_key}
+    return {**described(properties), "exchange": delivery.exchange, "routing_key": delivery.routing_key}
+
+
+def described(properties: amqp.Properties) -> dict[str, object]:
+    """Those that are set, as JSON-able values."""
+    return {name: _jsonable(getattr(properties, name)) for name in _PROPERTIES if getattr(properties, name) is not None}
 
 
 def _jsonable(value: object) -> object:

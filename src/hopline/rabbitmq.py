@@ -14,8 +14,8 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from hopline import amqp
@@ -462,8 +462,7 @@ class Settlement:
         self._acked |= settled
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """A delivery tag, bound to the channel that it is valid on."""
 
     settlement: Settlement

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from hopline import Dead, Done, Envelope, Handlers, RetryPolicy
 from orders import letters
 from orders.domain import Customer
-from orders.mailer import Mailer, MailRefused, MailServerDown
+from orders.mailer import Mailer
 from orders.messages import OrderConfirmed, OrderRejected, UserWelcomed
+from orders.smtp import MailRefused, MailServerDown
 
 RETRY = RetryPolicy(attempts=100, first_seconds=1.0, cap_seconds=300.0, immediate=0, pause=(MailServerDown,))
 """About 8 hours for a mail that the server takes no time for; while the server is down the queue pauses instead."""

@@ -101,10 +101,17 @@ async def serve(host: str, port: int, ledger: Path, stop: asyncio.Event) -> None
 
 
 class _Handler:
-    """aiosmtpd's hooks: only the one that takes a mail."""
+    """aiosmtpd's hooks: the one that greets and the one that takes a mail."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+
+    async def handle_EHLO(  # noqa: N802 - aiosmtpd's name
+        self, _server: SMTP, session: Session, _envelope: Envelope, hostname: str, responses: list[str]
+    ) -> list[str]:
+        """Offers pipelining (RFC 2920): commands are taken from the stream one by one, however they came."""
+        session.host_name = hostname
+        return [*responses[:-1], "250-PIPELINING", responses[-1]]
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
         content = envelope.content

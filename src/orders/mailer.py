@@ -1,5 +1,9 @@
 """A pool of SMTP connections: opened when first needed, kept, thrown away after any failure.
 
+aiosmtplib connects, encrypts and logs in; then `smtp.Connection` takes the connection over and sends mail after mail.
+A mail goes to a connection that is idle, to a new one while there are fewer than the limit, else it waits for the
+first that can take it.
+
 Invariant: a connection in the pool has no mail half sent; whoever had a failure on it has closed it. A
 connection that the server closed while it was idle is replaced once, silently, as long as it died before the
 mail's content was sent: that cannot make a second copy. Every wait has a deadline.
@@ -10,40 +14,28 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import Mapping
 from email.utils import parseaddr
 from types import TracebackType
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 
 from hopline import UsageError
 from orders.domain import normalise_email
+from orders.smtp import Connection, Mail, MailServerDown, MailUnavailable
 
 CONNECTIONS = 8
 CHECKOUT_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 15.0
 """For one answer of the server. With the two above it stays below a handler's deadline of 30 s, mostly."""
-
-SHUTTING_DOWN = 421
-"""Service not available, closing transmission channel (RFC 5321, 4.2.3)."""
+QUIT_SECONDS = 1.0
 
 DEFAULT_URL = "smtp://127.0.0.1:1025"
 DEFAULT_FROM = "Orders <orders@example.com>"
-
-
-class MailRefused(Exception):
-    """The server refuses this mail for good (5xx): sending it again is pointless."""
-
-
-class MailUnavailable(Exception):
-    """No connection, a broken one, or a 4xx: the same mail may go through later."""
-
-
-class MailServerDown(MailUnavailable):
-    """No connection can be made, no answer comes, or the server is not available (421): no mail goes through now."""
 
 
 class Mailer:
@@ -63,11 +55,18 @@ class Mailer:
         self._scheme = parts.scheme
         self._user = unquote(parts.username) if parts.username else None
         self._password = unquote(parts.password) if parts.password else None
-        self.sender, self._envelope_sender = _sender(sender)
-        self.domain = self._envelope_sender.rpartition("@")[2]
+        self.sender, address = _sender(sender)
+        self._envelope_sender = address.encode("ascii")
+        self.domain = address.rpartition("@")[2]
         """The right-hand side of every Message-ID."""
-        self._idle: list[aiosmtplib.SMTP] = []
-        self._slots = asyncio.Semaphore(connections)
+        self._limit = connections
+        self._busy = 0
+        """Connections that there are or that are being made."""
+        self._connections: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._opening: dict[asyncio.Task[None], Mail] = {}
+        self._waiting: deque[Mail] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @classmethod
@@ -83,9 +82,19 @@ class Mailer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Connections that have a mail on its way finish it; mails that wait for one fail."""
         self._closed = True
+        opening = dict(self._opening)
+        for task in opening:
+            task.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
+        for mail in (*opening.values(), *self._waiting):
+            mail.fail(MailUnavailable("the mailer is closed"))
+        self._waiting.clear()
+        for connection in self._connections:
+            connection.quit()
         idle, self._idle = self._idle, []
-        await asyncio.gather(*(_quit(connection) for connection in idle))
+        await asyncio.gather(*(_gone(connection) for connection in idle))
 
     async def send(self, to: str, mail: bytes) -> str:
         """Sends one mail to one recipient; returns the server's answer, such as `250 OK`.
@@ -93,54 +102,67 @@ class Mailer:
         MailRefused or MailUnavailable if it was not accepted. After a MailUnavailable the server may have it
         all the same (the connection died before its answer came): hence the stable Message-ID.
         """
-        try:
-            async with self._slot():
-                return await self._send(to, mail)
-        except TimeoutError as error:
-            raise MailServerDown(self._told(error)) from error
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise MailUnavailable(self._told(error)) from error
-
-    def _told(self, error: Exception) -> str:
-        return f"{self._host}:{self._port}: {str(error) or type(error).__name__}"
-
-    async def _send(self, to: str, mail: bytes) -> str:
-        while self._idle:
-            connection = self._idle.pop()
-            try:
-                await self._begin(connection, to)
-            except (aiosmtplib.SMTPServerDisconnected, OSError):
-                connection.close()  # closed by the server while it was idle; nothing was sent on it
-                continue
-            return await self._finish(connection, mail)
-        connection = await self._connect()
-        await self._begin(connection, to)
-        return await self._finish(connection, mail)
-
-    async def _begin(self, connection: aiosmtplib.SMTP, to: str) -> None:
-        with _closing_on_error(connection):
-            await self._command(connection, b"MAIL", b"FROM:<%b>" % self._envelope_sender.encode("ascii"))
-            await self._command(connection, b"RCPT", b"TO:<%b>" % to.encode("ascii"))
-
-    async def _finish(self, connection: aiosmtplib.SMTP, mail: bytes) -> str:
-        with _closing_on_error(connection):
-            try:
-                answer = await connection.data(mail)
-            except aiosmtplib.SMTPDataError as error:
-                raise _refusal("DATA", error.code, error.message) from error
-        if self._closed:
-            await _quit(connection)
+        one = Mail(self._envelope_sender, to, mail, asyncio.get_running_loop())
+        if self._idle:
+            self._idle.pop().send(one)
+        elif self._busy < self._limit:
+            self._open_for(one)
         else:
-            self._idle.append(connection)
-        return f"{answer.code} {answer.message}"
+            self._waiting.append(one)
+            self._watch_waiting()
+        return await one.answer
 
-    async def _command(self, connection: aiosmtplib.SMTP, *words: bytes) -> None:
-        answer = await connection.execute_command(*words)
-        if not 200 <= answer.code < 300:
-            raise _refusal(words[0].decode(), answer.code, answer.message)
+    # smtp.Pool
 
-    async def _connect(self) -> aiosmtplib.SMTP:
-        connection = aiosmtplib.SMTP(
+    def next_mail(self) -> Mail | None:
+        """See smtp.Pool."""
+        while self._waiting:
+            mail = self._waiting.popleft()
+            if not mail.answer.done():
+                return mail
+        return None
+
+    def idle(self, connection: Connection) -> None:
+        """See smtp.Pool."""
+        self._idle.append(connection)
+
+    def over(self, connection: Connection, unsent: Mail | None) -> None:
+        """See smtp.Pool. Its place goes to the mail that it leaves unsent, or to one that waits."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._freed(unsent)
+
+    # connections
+
+    def _freed(self, unsent: Mail | None = None) -> None:
+        self._busy -= 1
+        mail = unsent or self.next_mail()
+        if mail is None:
+            return
+        if self._closed:
+            mail.fail(MailUnavailable("the mailer is closed"))
+        else:
+            self._open_for(mail)
+
+    def _open_for(self, mail: Mail) -> None:
+        self._busy += 1
+        task = asyncio.create_task(self._open(mail), name="mail connection")
+        self._opening[task] = mail
+        task.add_done_callback(self._opening.pop)
+
+    async def _open(self, mail: Mail) -> None:
+        try:
+            connection = await self._connect()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what the sender gets
+            mail.fail(error)
+            self._freed()
+        else:
+            self._connections.add(connection)
+            connection.send(mail)
+
+    async def _connect(self) -> Connection:
+        client = aiosmtplib.SMTP(
             hostname=self._host,
             port=self._port,
             timeout=ANSWER_SECONDS,
@@ -151,56 +173,45 @@ class Mailer:
             tls_context=None if self._scheme == "smtp" else ssl.create_default_context(),
             local_hostname="localhost" if self._host in ("localhost", "127.0.0.1", "::1") else None,
         )
+        place = f"{self._host}:{self._port}"
         try:
-            with _closing_on_error(connection):
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await connection.connect()
-                    await connection.ehlo()
-        except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
-            raise MailServerDown(self._told(error)) from error
-        return connection
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await client.connect()
+                await client.ehlo()
+        except BaseException as error:
+            client.close()
+            if isinstance(error, aiosmtplib.SMTPException | OSError | TimeoutError):
+                raise MailServerDown(f"{place}: {str(error) or type(error).__name__}") from error
+            raise
+        if client.transport is None:
+            raise MailServerDown(f"{place}: the connection was lost")
+        transport = cast("asyncio.Transport", client.transport)
+        pipelining = client.supports_extension("pipelining")
+        return Connection(transport, self, place, pipelining=pipelining, answer_seconds=ANSWER_SECONDS)
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(CHECKOUT_SECONDS):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise TimeoutError(f"no free connection within {CHECKOUT_SECONDS:g} s") from None
-        try:
-            yield
-        finally:
-            self._slots.release()
+    # mails that wait for a connection
 
+    def _watch_waiting(self) -> None:
+        """One timer for all that wait, since the first of them has waited longest."""
+        if self._timer is None and self._waiting:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(self._waiting[0].since + CHECKOUT_SECONDS, self._expire)
 
-class _closing_on_error:  # noqa: N801 - a context manager, spelled like a function
-    """Closes the connection on any exception, cancellation included: nothing half done goes back to the pool."""
-
-    def __init__(self, connection: aiosmtplib.SMTP) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._connection.close()
+    def _expire(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        while self._waiting and self._waiting[0].since + CHECKOUT_SECONDS <= now:
+            down = f"{self._host}:{self._port}: no free connection within {CHECKOUT_SECONDS:g} s"
+            self._waiting.popleft().fail(MailServerDown(down))
+        self._watch_waiting()
 
 
-def _refusal(command: str, code: int, message: str) -> Exception:
-    """5xx is for good, except 5xx that say 'not now' in disguise: there are none that we know (RFC 5321, 4.2.1)."""
-    text = f"{command} was answered {code} {message}"
-    if code == SHUTTING_DOWN:
-        return MailServerDown(text)
-    return MailRefused(text) if 500 <= code < 600 else MailUnavailable(text)
-
-
-async def _quit(connection: aiosmtplib.SMTP) -> None:
+async def _gone(connection: Connection) -> None:
     try:
-        async with asyncio.timeout(1.0):
-            await connection.quit()
-    except (aiosmtplib.SMTPException, OSError, TimeoutError):
-        connection.close()
+        async with asyncio.timeout(QUIT_SECONDS):
+            await connection.wait_gone()
+    except TimeoutError:
+        connection.abort()
 
 
 def _sender(text: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.types import Receive, Scope, Send
 
 from hopline import (
     CommitUnknown,
@@ -33,7 +34,7 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 BODY_BYTES = 1 << 20
 DETAIL_CHARACTERS = 300
 
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _MSGSPEC_PLACE = re.compile(r" - at `(?:key in )?\$([^`]*)`$")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"missing required field `(.*)`", re.DOTALL)
@@ -66,12 +67,22 @@ class BadRequest(Exception):
 
 def request_id(request: Request[Any, Any, Any]) -> str:
     """The client's X-Request-Id if it is sane, else a new one; the same for the whole request."""
-    known: str | None = request.scope.get("orders_request_id")  # type: ignore[assignment]
+    given = request.headers.get(REQUEST_ID)
+    return named(request.scope, given.encode("latin-1") if given is not None else None)
+
+
+def named(scope: Scope, given: bytes | None) -> str:
+    """As `request_id`, by the raw value of the header."""
+    known: str | None = scope.get("orders_request_id")  # type: ignore[assignment]
     if known is None:
-        given = request.headers.get(REQUEST_ID)
-        known = given if given is not None and _SANE_REQUEST_ID.fullmatch(given) else new_id()
-        request.scope["orders_request_id"] = known  # type: ignore[typeddict-unknown-key]
+        known = given.decode() if given is not None and _SANE_REQUEST_ID.fullmatch(given) else new_id()
+        scope["orders_request_id"] = known  # type: ignore[typeddict-unknown-key]
     return known
+
+
+def too_large() -> BadRequest:
+    """The answer to a body over BODY_BYTES."""
+    return BadRequest(413, "too-large", f"the body is over {BODY_BYTES:,} bytes")
 
 
 def unreadable(error: Exception) -> BadRequest:
@@ -122,7 +133,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         case MessageTooLarge():
             status, code, detail = 413, "too-large", "this is more than one message may carry; nothing was stored"
         case HTTPException(status_code=413):
-            status, code, detail = 413, "too-large", f"the body is over {BODY_BYTES:,} bytes"
+            return answer(request, too_large())
         case HTTPException(status_code=status, detail=detail) if status < 500:
             code = HTTPStatus(status).phrase.lower().replace(" ", "-")
             headers.update(error.headers or {})
@@ -134,6 +145,13 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     problem = Problem(HTTPStatus(status).phrase, status, detail, code, identifier, errors)
     headers[REQUEST_ID] = identifier
     return Response(msgspec.json.encode(problem), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+async def send(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends the problem document for any exception, where no framework does."""
+    request: Request[Any, Any, Any] = Request(scope, receive, send)
+    response = answer(request, error).to_asgi_response(app=None, request=request)
+    await response(scope, receive, send)
 
 
 def _pointer(path: str) -> str:

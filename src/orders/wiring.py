@@ -9,6 +9,7 @@ from litestar import Litestar
 
 from hopline import Hopline, configure_logging
 from orders import api, emails, handlers, messages, store
+from orders.lookups import LOOKUPS
 from orders.mailer import Mailer
 
 mailer = Mailer.from_environment()
@@ -24,6 +25,7 @@ app = Hopline(
     ],
     tables=[store.metadata],
     resources=[mailer],
+    lookups=LOOKUPS,
 )
 
 

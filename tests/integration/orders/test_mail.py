@@ -14,8 +14,9 @@ from hopline import Dead, Done, Envelope, UsageError, new_id, utcnow
 from hopline.node import free_ports
 from orders import emails, mailbox
 from orders.domain import Customer
-from orders.mailer import CONNECTIONS, Mailer, MailRefused, MailServerDown, MailUnavailable
+from orders.mailer import CONNECTIONS, Mailer
 from orders.messages import UserWelcomed
+from orders.smtp import MailRefused, MailServerDown, MailUnavailable
 from tests.support.waiting import wait_until
 
 MAIL = b"From: a@example.com\r\nTo: b@example.com\r\nSubject: Hi\r\nMessage-ID: <1@example.com>\r\n\r\nHello\r\n"
@@ -279,12 +280,24 @@ async def test_a_server_that_says_nothing_runs_into_a_deadline(port: int, monkey
 
 
 async def test_no_free_connection_within_the_deadline(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given one connection, on which a mail waits for the rest of its answer
     monkeypatch.setattr("orders.mailer.CHECKOUT_SECONDS", 0.1)
-    async with Mailer(f"smtp://127.0.0.1:{port}", connections=1) as mailer:
-        await mailer._slots.acquire()
+    script = answers()
+    async with (
+        scripted(port, lambda line: "250-wait" if line == "." else script(line)) as commands,
+        Mailer(f"smtp://127.0.0.1:{port}", connections=1) as mailer,
+    ):
+        first = asyncio.create_task(mailer.send("a@example.com", MAIL))
+        await wait_until(lambda: "." in commands)
 
-        with pytest.raises(MailServerDown, match="no free connection"):
-            await mailer.send("a@example.com", MAIL)
+        # When two more are sent
+        others = await asyncio.gather(*(mailer.send("b@example.com", MAIL) for _ in range(2)), return_exceptions=True)
+
+        # Then they are told so, and the first one goes on waiting
+        assert [type(one) for one in others] == [MailServerDown] * 2
+        assert all("no free connection within 0.1 s" in str(one) for one in others)
+        assert not first.done()
+        first.cancel()
 
 
 @pytest.mark.parametrize(
