@@ -1,0 +1,139 @@
+"""The one sampler of a process: it measures the flow every few seconds, only while somebody looks, for all streams.
+
+What cannot be measured is part of a sample, never an exception: with the database down the streams go on, and say so.
+Everything is bounded: streams, the time of one measurement, and a page that asks takes the sample that there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import structlog
+
+from hopline.errors import HoplineError
+from hopline.status import Status
+
+MEASURE_SECONDS = 15.0
+"""Deadline of one measurement: the broker's own is 10 s."""
+HEARTBEAT_SECONDS = 15.0
+"""A stream without news says at least that it is alive, so that no proxy cuts it."""
+
+log = structlog.get_logger("hopline.console")
+
+Measure = Callable[[], Awaitable[Status]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one measurement found."""
+
+    taken_at: float
+    """By the monotonic clock."""
+    status: Status | None
+    """None: the database did not answer."""
+    trouble: str = ""
+    """Why not."""
+
+
+class TooManyStreams(HoplineError):
+    """More pages are live already than the console serves at once."""
+
+
+class Live:
+    """Measures while somebody listens. `close()` ends every stream at once."""
+
+    def __init__(self, measure: Measure, *, seconds: float, streams: int) -> None:
+        self._measure = measure
+        self._seconds = seconds
+        self._streams = streams
+        self._listeners: set[asyncio.Event] = set()
+        self._latest: Sample | None = None
+        self._measuring: asyncio.Task[Sample] | None = None
+        self._loop: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+
+    @property
+    def known(self) -> Sample | None:
+        """The latest sample, however old; measures nothing."""
+        return self._latest
+
+    async def sample(self) -> Sample:
+        """A sample that is no older than the interval; those who ask meanwhile share one measurement."""
+        latest = self._latest
+        if latest is not None and time.monotonic() - latest.taken_at < self._seconds:
+            return latest
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.create_task(self._take(), name="console sample")
+        return await asyncio.shield(self._measuring)
+
+    async def _take(self) -> Sample:
+        try:
+            async with asyncio.timeout(MEASURE_SECONDS):
+                status = await self._measure()
+            self._latest = Sample(time.monotonic(), status)
+        except HoplineError as error:
+            self._latest = Sample(time.monotonic(), None, str(error))
+        except TimeoutError:
+            self._latest = Sample(time.monotonic(), None, f"no answer within {MEASURE_SECONDS:g} s")
+        except Exception as error:
+            log.exception("the flow could not be measured")
+            self._latest = Sample(time.monotonic(), None, f"it could not be measured: {type(error).__name__}")
+            raise
+        return self._latest
+
+    def check_room(self) -> None:
+        """TooManyStreams if there is no room for one more."""
+        if len(self._listeners) >= self._streams:
+            raise TooManyStreams(f"{self._streams} pages are live already; this one is not")
+
+    @contextmanager
+    def listening(self) -> Iterator[AsyncIterator[Sample | None]]:
+        """A stream of samples; None where for HEARTBEAT_SECONDS there was none. It ends when the console does."""
+        self.check_room()
+        news = asyncio.Event()
+        self._listeners.add(news)
+        if self._loop is None:
+            self._loop = asyncio.create_task(self._run(), name="console sampler")
+        try:
+            yield self._stream(news)
+        finally:
+            self._listeners.discard(news)
+
+    async def _stream(self, news: asyncio.Event) -> AsyncIterator[Sample | None]:
+        if self._latest is not None and not self._closed.is_set():
+            yield self._latest
+        while not self._closed.is_set():
+            told = False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    told = await news.wait()
+            news.clear()
+            if self._closed.is_set():
+                return
+            yield self._latest if told else None
+
+    async def _run(self) -> None:
+        """Until nobody listens any more."""
+        while self._listeners:
+            with suppress(Exception):  # it is logged and told in the sample
+                await self.sample()
+            self._tell()
+            await asyncio.sleep(self._seconds)
+        self._loop = None
+
+    def _tell(self) -> None:
+        for news in self._listeners:
+            news.set()
+
+    async def close(self) -> None:
+        """Ends all streams, and what is being measured."""
+        self._closed.set()
+        self._tell()
+        tasks = [task for task in (self._loop, self._measuring) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
