@@ -22,14 +22,15 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 import structlog
 
-from hopline import topology
+from hopline import pausing, topology
 from hopline.audit import Audit, audit, register
 from hopline.batching import Groups
 from hopline.database import Database, Transaction
 from hopline.errors import CommitUnknown, DatabaseContention, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
-from hopline.heartbeat import Heartbeat
-from hopline.live import read_queues
+from hopline.heartbeat import Heard, Heartbeat, ignored
+from hopline.history import Recorder
+from hopline.live import plan, read_queues
 from hopline.message import Catalog, type_of
 from hopline.migrations import Migration
 from hopline.outbox import Outbox
@@ -37,8 +38,10 @@ from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher
 from hopline.recovery import found_missing, recover
 from hopline.relay import Relay
 from hopline.retention import purge
+from hopline.search import Found, Lookup, find
 from hopline.settings import Settings
 from hopline.timeline import Step, timeline
+from hopline.topology import Plan
 from hopline.worker import Worker
 
 Item = TypeVar("Item")
@@ -59,7 +62,8 @@ class Hopline:
 
     `handlers` are registries filled with `@handlers.on(…)`; `messages` are types that it sends but nobody here
     handles; `tables` are the program's own SQLAlchemy metadata, made by `hopline migrate` beside the engine's;
-    `resources` are opened before the first delivery and closed after the last (an SMTP pool).
+    `resources` are opened before the first delivery and closed after the last (an SMTP pool); `lookups` are what a
+    search can find in those tables (search.py).
     """
 
     def __init__(
@@ -69,11 +73,13 @@ class Hopline:
         messages: Sequence[type] = (),
         tables: Sequence[sa.MetaData] = (),
         resources: Sequence[AbstractAsyncContextManager[Any]] = (),
+        lookups: Sequence[Lookup] = (),
         settings: Settings | None = None,
     ) -> None:
         self.settings = settings or Settings.from_environment()
         self.tables = tuple(tables)
         self.resources = tuple(resources)
+        self.lookups = tuple(lookups)
         self.handlers = Handlers()
         self.handlers.include(handlers)
         self.catalog = Catalog([endpoint.type for endpoint in self.handlers])
@@ -107,10 +113,27 @@ class Hopline:
         async with self.database() as database:
             await database.check(*self.tables)
 
+    def check_queue(self, name: str) -> None:
+        """UsageError if this program has no handler for the queue."""
+        self._chosen([name])
+
+    async def plan(self, also: Sequence[Hopline] = ()) -> Plan:
+        """How the live broker differs from what this program, and others on the same broker, declare.
+
+        UsageError without HOPLINE_MANAGEMENT_URL, BrokerUnavailable if RabbitMQ does not answer.
+        """
+        declared = topology.join([self.topology, *(other.topology for other in also)])
+        return await plan(self.settings.broker_url, self.settings.management_url, declared)
+
     async def timeline(self, key: str) -> list[Step]:
         """A business key's whole story, in time order."""
         async with self.database() as database:
             return await timeline(database, key)
+
+    async def search(self, database: Database, text: str) -> Found:
+        """Everything that has the text as its name: keys, ids, and what this program can look up."""
+        retention = timedelta(days=self.settings.inbox_retention_days)
+        return await find(database, text, self.lookups, retention=retention)
 
     async def audit(self) -> Audit:
         """Accounts for every message at every endpoint of this program."""
@@ -145,8 +168,18 @@ class Hopline:
             relay.start()
             stack.push_async_callback(relay.stop)
             producer = Producer(instance, database, outbox, relay, publisher, self.settings)
+            database.riders.append(producer.recorder)
             stack.push_async_callback(producer.drained)
-            heartbeat = Heartbeat(database, instance, role, self.settings.heartbeat_seconds, state=producer.state)
+            heartbeat = Heartbeat(
+                database,
+                instance,
+                role,
+                self.settings.heartbeat_seconds,
+                state=producer.state,
+                details=producer.details,
+                recorder=producer.recorder,
+                hear=producer.hear,
+            )
             heartbeat.start()
             stack.push_async_callback(heartbeat.stop)
             for work in (self._register(database, publisher), self._recover(database), self._purge(database)):
@@ -171,9 +204,12 @@ class Hopline:
                 watchdog_seconds=self.settings.watchdog_seconds,
                 on_missing=partial(found_missing, producer.database, found_by=producer.instance),
             )
-            worker.attach(consumer)
+            worker.attach(consumer, producer.recorder)
+            async with producer.database.reading() as connection:
+                worker.obey([pause.queue for pause in await pausing.read(connection)])
             consumer.start()
             producer.says(lambda: {"queues": chosen, **worker.state()}, consume=consumer)
+            producer.does(worker.details, lambda heard: worker.obey([pause.queue for pause in heard.pauses]))
             try:
                 yield Working(producer, worker, consumer, tuple(chosen))
             finally:
@@ -266,20 +302,41 @@ class Producer:
         self.publisher = publisher
         self.failures: tuple[asyncio.Future[None], ...] = (publisher.failed, relay.crashed)
         """One of them ends, with an exception, when only a person can help: the process should then stop."""
+        self.told_to_drain: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends when an operator has asked this process to drain (draining.py)."""
+        self.recorder = Recorder(lambda: relay.confirmed_total)
         self._settings = settings
         self._groups: list[Groups[Any, Any]] = []
         self._links: dict[str, Link] = {"publish": publisher}
         self._more: Callable[[], Mapping[str, object]] = dict
+        self._details: Callable[[], Mapping[str, object]] = dict
+        self._obey: Callable[[Heard], None] = ignored
 
     def says(self, more: Callable[[], Mapping[str, object]], **links: Link) -> None:
         """Adds to what `state` says of this process."""
         self._more = more
         self._links |= links
 
+    def does(self, details: Callable[[], Mapping[str, object]], obey: Callable[[Heard], None]) -> None:
+        """Adds to what `details` tells, and to what `hear` does."""
+        self._details, self._obey = details, obey
+
     def state(self) -> dict[str, object]:
         """What this process says of itself (docs/reference/tables.md, `hopline_workers.state`)."""
         links = {name: link.state() for name, link in self._links.items()}
-        return {"links": links, "unsent": self.outbox.unsent, **self._more()}
+        draining = self.told_to_drain.done()
+        return {"links": links, "unsent": self.outbox.unsent, "draining": draining, **self._more()}
+
+    def details(self) -> Mapping[str, object]:
+        """What it does right now; names messages, so it is for the database only."""
+        return self._details()
+
+    def hear(self, heard: Heard) -> None:
+        """What operators want of this process, with each heartbeat."""
+        self._obey(heard)
+        if heard.drain and not self.told_to_drain.done():
+            log.warning("asked to drain", instance=self.instance)
+            self.told_to_drain.set_result(None)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """One write transaction; `tx.send(message)` in it is published after its commit."""

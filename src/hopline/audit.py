@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.database import Database, insert, now
+from hopline.database import Database, now
 from hopline.handlers import Endpoint
 from hopline.live import QueueReading
+from hopline.rows import insert
 from hopline.schema import dead_letters, endpoints, inbox, messages, outbox
 
 METRICS_LAG_SECONDS = 15.0

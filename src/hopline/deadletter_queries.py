@@ -8,19 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hopline.database import now
 from hopline.errors import UsageError
+from hopline.rows import Dialect, Rows
 from hopline.schema import Id, check_id, dead_letters, storable
 
 PAGE_LETTERS = 1_000
 """The most that one call returns, and the most ids that one filter names."""
 GROUPS = 100
+"""The most groups that one call returns."""
+COUNTED_LETTERS = 5_000
+"""An overview counts each group up to this."""
+SAMPLED_LETTERS = 100
+"""The latest letters of a group, which tell in how many queues and of how many types they are."""
+TREND_HOURS = 24
+TREND_CAP = 300
 
 State = Literal["parked", "replayed", "edited", "discarded", "any"]
 Place = tuple[datetime, str]
@@ -111,6 +120,17 @@ class Group:
     sample_id: str
     """The latest one."""
     sample_error: str
+    count_is_least: bool = False
+    """Whether there are more letters than were counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The groups of what is parked, the largest first."""
+
+    groups: tuple[Group, ...]
+    more: bool
+    """Whether there are more groups than were looked at."""
 
 
 async def find(
@@ -167,10 +187,52 @@ async def groups(connection: AsyncConnection, which: Filter, *, limit: int = GRO
     return [Group(**row) for row in (await connection.execute(query)).mappings()]
 
 
+async def overview(
+    connection: AsyncConnection, *, limit: int = GROUPS, count_letters: int = COUNTED_LETTERS
+) -> Overview:
+    """The groups of what is parked, in bounded time however many letters there are.
+
+    At most GROUPS groups are looked at, each is counted up to `count_letters`, and of what its letters may differ in
+    (queue, type) the latest few tell.
+    """
+    rows = (await connection.execute(_overview(count_letters))).mappings().fetchall()
+    found = [_group_of(row, count_letters) for row in rows[:GROUPS]]
+    found.sort(key=lambda group: (-group.count, group.fingerprint))
+    return Overview(tuple(found[:limit]), more=len(rows) > GROUPS)
+
+
+async def trends(connection: AsyncConnection, fingerprints: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """How many letters died in each of the last TREND_HOURS hours, the oldest first, for at most GROUPS groups.
+
+    Of any state. Each hour is counted up to TREND_CAP.
+    """
+    if not fingerprints:
+        return {}
+    dialect: Dialect = "sqlite" if connection.dialect.name == "sqlite" else "postgresql"
+    given = _FINGERPRINTS.given(dialect, fingerprint=sorted(set(fingerprints))[:GROUPS])
+    at: datetime = (await connection.execute(sa.select(now()))).scalar_one()
+    ends = {f"end_{hours}": at - timedelta(hours=hours) for hours in range(TREND_HOURS + 1)}
+    rows = await connection.execute(_trends(dialect), {**given, **ends})
+    return {row[0]: tuple(row[1:]) for row in rows}
+
+
+async def count_up_to(connection: AsyncConnection, which: Filter, limit: int) -> int:
+    """How many letters there are, counted up to `limit`."""
+    some = sa.select(dead_letters.c.id).where(*_conditions(which)).limit(limit).subquery()
+    return (await connection.execute(sa.select(sa.func.count()).select_from(some))).scalar_one()
+
+
 async def get(connection: AsyncConnection, identifier: str) -> WholeLetter | None:
     """One letter, whatever became of it."""
     check_id(identifier)
     return next(iter(await load(connection, [identifier])), None)
+
+
+async def of_message(connection: AsyncConnection, message_id: str, *, limit: int) -> list[Letter]:
+    """The letters of a message, the oldest first; at most `limit`, and then the latest."""
+    mine = sa.select(*_columns()).where(dead_letters.c.message_id == message_id)
+    rows = await connection.execute(mine.order_by(dead_letters.c.id.desc()).limit(limit))
+    return [Letter(**row) for row in rows.mappings()][::-1]
 
 
 async def load(connection: AsyncConnection, ids: Sequence[str], *, lock: bool = False) -> list[WholeLetter]:
@@ -221,3 +283,69 @@ def _conditions(which: Filter) -> list[sa.ColumnElement[bool]]:
     if which.ids is not None:
         conditions.append(letters.id.in_(which.ids))
     return conditions
+
+
+def _group_of(row: Mapping[str, Any], count_letters: int) -> Group:
+    values = {**row, "count": min(row["count"], count_letters)}
+    return Group(**values, count_is_least=row["count"] > count_letters)
+
+
+@cache
+def _overview(count_letters: int) -> sa.Select[Any]:
+    """Walks from fingerprint to fingerprint along the index, and looks at the ends of each group."""
+    letters, latest = dead_letters.c, dead_letters.alias("latest")
+    parked = letters.resolution.is_(None)
+    # All that is parked has the same resolution: named in the order, so that Postgres reads the index in order.
+    first = sa.select(letters.fingerprint).where(parked).order_by(letters.resolution, letters.fingerprint).limit(1)
+    walk = sa.select(first.scalar_subquery().label("fingerprint")).cte("walk", recursive=True)
+    after = first.where(letters.fingerprint > walk.c.fingerprint).correlate(walk).scalar_subquery()
+    walk = walk.union_all(sa.select(after).where(walk.c.fingerprint.is_not(None)))
+    some = sa.select(walk.c.fingerprint).where(walk.c.fingerprint.is_not(None)).limit(GROUPS + 1).subquery("some")
+
+    mine = (parked, letters.fingerprint == some.c.fingerprint)
+    place = (letters.resolution, letters.fingerprint, letters.dead_at)
+    newest = tuple(column.desc() for column in place)
+
+    def several(column: sa.Column[str]) -> sa.ScalarSelect[int]:
+        few = sa.select(column).where(*mine).order_by(*newest).limit(SAMPLED_LETTERS).correlate(some).subquery()
+        return sa.select(sa.func.count(few.c[column.name].distinct())).scalar_subquery()
+
+    counted = sa.select(letters.dead_at).where(*mine).limit(count_letters + 1).correlate(some).subquery()
+    oldest = sa.select(letters.dead_at).where(*mine).order_by(*place).limit(1).correlate(some)
+    sample = sa.select(letters.id).where(*mine).order_by(*newest).limit(1).correlate(some).scalar_subquery()
+    return sa.select(
+        some.c.fingerprint,
+        sa.select(sa.func.count()).select_from(counted).scalar_subquery().label("count"),
+        several(letters.queue).label("queues"),
+        several(letters.type).label("types"),
+        oldest.scalar_subquery().label("first_at"),
+        latest.c.dead_at.label("last_at"),
+        latest.c.id.label("sample_id"),
+        *(latest.c[name] for name in ("reason", "queue", "type", "error_type", "frame")),
+        latest.c.error.label("sample_error"),
+    ).select_from(some.join(latest, latest.c.id == sample))
+
+
+_FINGERPRINTS = Rows("fingerprints", fingerprint=sa.Text())
+
+
+@cache
+def _trends(dialect: Dialect) -> sa.Select[Any]:
+    given = _FINGERPRINTS.table(dialect)
+
+    def died(hours_ago: int) -> sa.ScalarSelect[Any]:
+        few = (
+            sa.select(sa.literal(1))
+            .where(
+                dead_letters.c.fingerprint == given.c.fingerprint,
+                # Times as parameters: by a clock that ticks meanwhile Postgres would look into every letter.
+                dead_letters.c.dead_at > sa.bindparam(f"end_{hours_ago}", type_=dead_letters.c.dead_at.type),
+                dead_letters.c.dead_at <= sa.bindparam(f"end_{hours_ago - 1}", type_=dead_letters.c.dead_at.type),
+            )
+            .limit(TREND_CAP)
+            .correlate(given)
+            .subquery()
+        )
+        return sa.select(sa.func.count()).select_from(few).scalar_subquery()
+
+    return sa.select(given.c.fingerprint, *(died(hours).label(f"h{hours}") for hours in range(TREND_HOURS, 0, -1)))

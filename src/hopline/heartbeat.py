@@ -3,6 +3,9 @@
 It beats in a thread with a connection of its own, so that it says "the process is alive" and not "its loop is
 free": a handler that computes for a minute must not look like one that has killed its process. An old heartbeat
 that does not move is therefore a process that died (or is frozen as a whole).
+
+The same transaction carries the other small things between a process and its operator: the counts of the history go
+out, pauses and requests to drain come in.
 """
 
 from __future__ import annotations
@@ -11,13 +14,18 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import sqlalchemy as sa
 import structlog
 
-from hopline.database import Database, Transaction, insert, now
+from hopline import history, pausing
+from hopline.database import Database, Transaction, now, translated
 from hopline.errors import DatabaseError
+from hopline.pausing import Pause
+from hopline.rows import insert
 from hopline.schema import storable_json, workers
 from hopline.suspects import clear_worker
 
@@ -32,15 +40,46 @@ log = structlog.get_logger("hopline.heartbeat")
 State = Callable[[], Mapping[str, object]]
 
 
-class Heartbeat:
-    """Beats from `start()` to `stop()`. `state` is called in the loop, and says what the process is doing."""
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What operators want of this process."""
 
-    def __init__(self, database: Database, instance: str, role: str, interval_seconds: float, *, state: State) -> None:
+    pauses: tuple[Pause, ...]
+    drain: bool
+
+
+def ignored(_heard: Heard) -> None:
+    """The `hear` of a process that nobody can ask for anything."""
+
+
+class Heartbeat:
+    """Beats from `start()` to `stop()`. `state`, `details` and `hear` are called in the loop.
+
+    `state` says what the process is doing, twice a second; `details` says more, once a beat.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        instance: str,
+        role: str,
+        interval_seconds: float,
+        *,
+        state: State,
+        details: State = dict,
+        recorder: history.Recorder | None = None,
+        hear: Callable[[Heard], None] = ignored,
+    ) -> None:
         self.instance = instance
         self._url = database.url
         self._role = role
         self._interval_seconds = interval_seconds
         self._state = state
+        self._details = details
+        self._detailed: Mapping[str, object] = {}
+        self._recorder = recorder or history.Recorder()
+        self._hear = hear
+        self._loop = asyncio.get_running_loop()
         self._latest: tuple[float, Mapping[str, object]] = (time.monotonic(), {})
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heartbeat {instance}", daemon=True)
@@ -61,12 +100,18 @@ class Heartbeat:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        self._recorder.roll(time.time(), ending=True)
         self._stopping.set()
         await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
     async def _watch(self) -> None:
+        detailed_at = 0.0
         while True:
-            self._latest = (time.monotonic(), self._state())
+            now_at = time.monotonic()
+            if now_at - detailed_at >= self._interval_seconds:
+                self._detailed, detailed_at = self._details(), now_at
+            self._latest = (now_at, {**self._state(), **self._detailed})
+            self._recorder.roll(time.time())
             await asyncio.sleep(STATE_SECONDS)
 
     def _run(self) -> None:
@@ -76,26 +121,40 @@ class Heartbeat:
         database = Database(self._url)
         try:
             while not self._stopping.is_set():
-                await self._quietly(database, self._beat)
+                heard = await self._quietly(database, self._beat)
+                if heard is not None:
+                    with suppress(RuntimeError):  # the loop has ended without waiting for this thread
+                        self._loop.call_soon_threadsafe(self._hear, heard)
                 await asyncio.to_thread(self._stopping.wait, self._interval_seconds)
             await self._quietly(database, self._sign_off)
         finally:
             await database.close()
 
-    async def _quietly(self, database: Database, work: Callable[[Transaction], Awaitable[None]]) -> None:
+    async def _quietly(
+        self, database: Database, work: Callable[[Transaction], Awaitable[Heard | None]]
+    ) -> Heard | None:
         """A database that is down is told by everything else; the row is renewed when it works again."""
+        counts = self._recorder.take()
         try:
             async with database.transaction() as tx:
-                await work(tx)
+                heard = await work(tx)
+                await history.write(tx, self.instance, counts)
         except DatabaseError as error:
             log.info("no heartbeat could be written", error=str(error))
+            self._recorder.put_back(counts)
+            return None
+        return heard
 
-    async def _beat(self, tx: Transaction) -> None:
+    async def _beat(self, tx: Transaction) -> Heard:
         said = {**self._latest[1], "loop_lag_seconds": round(self.loop_lag_seconds, 1)}
         row = {"instance": self.instance, "role": self._role, "version": VERSION, "state": storable_json(said)}
         statement = insert(tx.dialect, workers).values(**row, started_at=now(), heartbeat_at=now())
         renewed = {"state": statement.excluded.state, "heartbeat_at": now()}
-        await tx.execute(statement.on_conflict_do_update(index_elements=[workers.c.instance], set_=renewed))
+        beating = statement.on_conflict_do_update(index_elements=[workers.c.instance], set_=renewed)
+        (mine,) = await tx.rows(beating.returning(workers.c.drain_at))
+        with translated():
+            pauses = await pausing.read(tx.connection)
+        return Heard(tuple(pauses), mine.drain_at is not None)
 
     async def _sign_off(self, tx: Transaction) -> None:
         await clear_worker(tx, self.instance)

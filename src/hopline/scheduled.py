@@ -16,8 +16,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.database import Dialect, Transaction, as_table, now, table_rows
+from hopline.database import Transaction, now
 from hopline.errors import UsageError
+from hopline.rows import Dialect, Rows
 from hopline.schema import Id, attempts, check_id, endpoints, messages, outbox, storable
 
 PAGE_SENDS = 1_000
@@ -114,7 +115,7 @@ async def cancel(tx: Transaction, ids: Sequence[str]) -> set[str]:
 
 
 async def _change(tx: Transaction, statement: sa.Executable, ids: Sequence[str]) -> set[str]:
-    return {row.id for row in await tx.rows(statement, table_rows([{"id": i} for i in sorted(ids)]))}
+    return {row.id for row in await tx.rows(statement, _IDS.given(tx.dialect, id=sorted(ids)))}
 
 
 _JOINED = outbox.join(messages, messages.c.id == outbox.c.message_id)
@@ -179,6 +180,8 @@ def _cancelling(dialect: Dialect) -> sa.Executable:
     return _of_given(dialect).values(next_at=None).returning(outbox.c.id)
 
 
+_IDS = Rows("ids", id=Id)
+
+
 def _of_given(dialect: Dialect) -> sa.Update:
-    given = as_table(dialect, {"id": Id})
-    return sa.update(outbox).where(outbox.c.id.in_(sa.select(given.c.id)), *_is_scheduled())
+    return sa.update(outbox).where(_IDS.among(dialect, outbox.c.id), *_is_scheduled())

@@ -25,13 +25,17 @@ Id = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 """A UUIDv7, always 36 characters in Python."""
 
 
-def check_id(identifier: str) -> None:
-    """UsageError if it is no id: Postgres would refuse the whole statement."""
+def is_id(text: str) -> bool:
+    """Whether a text is an id in its one spelling: Postgres would refuse a whole statement for any other."""
     try:
-        canonical = str(UUID(identifier))
+        return str(UUID(text)) == text
     except ValueError:
-        canonical = ""
-    if canonical != identifier:
+        return False
+
+
+def check_id(identifier: str) -> None:
+    """UsageError if it is no id."""
+    if not is_id(identifier):
         raise UsageError(f"{identifier[:50]!r} is no id; give all 36 characters, as the lists show them")
 
 
@@ -192,6 +196,8 @@ dead_letters = sa.Table(
     sa.Column("replaced_by", Id, doc="the new message that was made from it"),
 )
 sa.Index("hopline_dead_letters_parked", dead_letters.c.resolution, dead_letters.c.dead_at)
+sa.Index("hopline_dead_letters_causes", dead_letters.c.resolution, dead_letters.c.fingerprint, dead_letters.c.dead_at)
+sa.Index("hopline_dead_letters_latest", dead_letters.c.dead_at, dead_letters.c.id)
 sa.Index("hopline_dead_letters_group", dead_letters.c.fingerprint, dead_letters.c.dead_at)
 
 suspects = sa.Table(
@@ -212,6 +218,45 @@ workers = sa.Table(
     sa.Column("state", Json, nullable=False, doc="what it says of itself: queues, links, pauses, work in hand"),
     sa.Column("started_at", UtcTime, nullable=False),
     sa.Column("heartbeat_at", UtcTime, nullable=False),
+    sa.Column("drain_at", UtcTime, doc="when an operator asked it to drain and stop"),
+)
+
+pauses = sa.Table(
+    "hopline_pauses",
+    metadata,
+    sa.Column("queue", sa.String(255), primary_key=True),
+    sa.Column("who", sa.String(255), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since", UtcTime, nullable=False),
+)
+
+HISTORY_SLOTS = 23
+"""Slots of a latency histogram: below 1 ms, below 2 ms, 4 ms, ..., and from 35 minutes on."""
+
+
+def ran(slot: int) -> str:
+    """The column of handler runs whose time is in a slot."""
+    return f"ran_{slot:02}"
+
+
+def aged(slot: int) -> str:
+    """The column of messages that were done at an age in a slot."""
+    return f"aged_{slot:02}"
+
+
+history = sa.Table(
+    "hopline_history",
+    metadata,
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False, doc="how many seconds the row is about"),
+    sa.Column("at", sa.BigInteger, primary_key=True, autoincrement=False, doc="their first, in seconds since 1970"),
+    sa.Column("instance", sa.String(255), primary_key=True),
+    sa.Column("endpoint", sa.String(255), primary_key=True, doc="empty: what the process sent"),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in ("done", "retried", "dead", "deferred", "accepted", "published")
+    ),
+    *(sa.Column(ran(slot), sa.BigInteger, nullable=False) for slot in range(HISTORY_SLOTS)),
+    *(sa.Column(aged(slot), sa.BigInteger, nullable=False) for slot in range(HISTORY_SLOTS)),
 )
 
 endpoints = sa.Table(
@@ -256,3 +301,5 @@ audit_log = sa.Table(
     sa.Column("after_hash", sa.String(64)),
     sa.Column("reason", sa.Text, nullable=False),
 )
+sa.Index("hopline_audit_log_who", audit_log.c.who, audit_log.c.id)
+sa.Index("hopline_audit_log_action", audit_log.c.action, audit_log.c.id)

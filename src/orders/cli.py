@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from hopline import HoplineError, Settings, UsageError, run
-from orders import catalogue, dataset, demo, mailbox, up, wiring
+from orders import catalogue, dataset, demo, mailbox, serving, up, wiring
 from orders import replay as load
 
 app = typer.Typer(
@@ -145,9 +145,11 @@ def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The por
             host=host,
             port=port,
             loop="uvloop",
-            http="httptools",
+            http=serving.Protocol,
             access_log=False,
             log_level="warning",
+            server_header=False,
+            proxy_headers=False,  # nothing here asks who the client is
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(settings.drain_seconds),
         )

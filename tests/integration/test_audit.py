@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -69,7 +68,7 @@ async def send(database: Database, envelope: Envelope, queue: str = "parcels") -
 async def confirm_due(database: Database) -> None:
     async with database.transaction() as tx:
         claimed = await outbox.claim(tx, limit=100, lease_seconds=30)
-        await outbox.mark_sent(tx, {one.id: 0.0 for one, _ in claimed})
+        outbox.mark_sent(tx, {one.id: 0.0 for one, _ in claimed})
 
 
 async def retry_later(database: Database, envelope: Envelope) -> str:
@@ -87,7 +86,7 @@ async def test_a_retry_that_is_cancelled_after_a_send_is_cancelled_and_not_missi
     async with registered(database_url) as database:
         await send(database, envelope, queue="")
         assert await state(database, monkeypatch) == "missing"
-        identifier = await retry_later(database, replace(envelope, attempt=1))
+        identifier = await retry_later(database, envelope.changed(attempt=1))
         assert await state(database, monkeypatch) == "open"
 
         await repair.cancel(database, [identifier], who="ann")
@@ -144,7 +143,7 @@ async def test_a_letter_counts_as_parked_until_it_is_replayed(
         await repair.replay(database, CODE, [letter], who="ann")
         assert await state(database, monkeypatch) == "open"
         await confirm_due(database)
-        (again,) = await parked(database, dead(Packed("p-1"), replace(envelope, run=1)))
+        (again,) = await parked(database, dead(Packed("p-1"), envelope.changed(run=1)))
         assert await state(database, monkeypatch) == "parked"
 
         await repair.discard(database, [again], who="ann", reason="not needed")

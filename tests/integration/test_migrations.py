@@ -86,10 +86,15 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 def first_version(connection: sa.Connection) -> None:
     """The tables as Hopline made them before it kept their version."""
+    unstamped(connection, "0001")
+
+
+def unstamped(connection: sa.Connection, version: str) -> None:
+    """The tables of a version, in a database that does not say so."""
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.attributes["connection"] = connection
-    command.upgrade(config, "0001")
+    command.upgrade(config, version)
     connection.execute(sa.text(f"DROP TABLE {VERSION_TABLE}"))
 
 
@@ -277,21 +282,21 @@ async def test_a_database_of_a_later_version_is_left_alone(database: Database) -
 async def test_a_program_does_not_start_on_older_tables(database: Database) -> None:
     await make_old(database)
 
-    with pytest.raises(UsageError, match="version 0001, and 0002 is needed; run `hopline migrate`"):
+    with pytest.raises(UsageError, match="version 0001, and 0003 is needed; run `hopline migrate`"):
         await database.check()
 
 
-async def test_todays_tables_from_before_versions_were_kept_are_completed(database: Database) -> None:
+async def test_tables_from_before_versions_were_kept_are_completed(database: Database) -> None:
     await database.create()
     whole = await described(database)
     await drop_everything(database)
     async with database.transaction() as tx:
-        await tx.connection.run_sync(schema.metadata.create_all)
+        await tx.connection.run_sync(unstamped, "0002")
         await tx.execute(sa.text("DROP INDEX ix_hopline_audit_log_target"))
     with pytest.raises(UsageError, match="hopline migrate"):
         await database.check()
 
-    assert await database.create() == Migration(HEAD, HEAD)
+    assert await database.create() == Migration("0002", HEAD)
 
     assert await described(database) == whole
     await database.check()
@@ -375,10 +380,10 @@ def test_the_command_says_what_was_done(database_url: str, monkeypatch: pytest.M
     first, second, third = migrate(), migrate(), migrate("--json")
 
     assert first.stdout == (
-        "The engine's tables were brought from version 0001 to 0002.\nThe program's tables were made: things.\n"
+        "The engine's tables were brought from version 0001 to 0003.\nThe program's tables were made: things.\n"
     )
-    assert second.stdout == "The engine's tables are up to date, at version 0002.\n"
-    assert json.loads(third.stdout) == {"before": "0002", "after": "0002", "tables": []}
+    assert second.stdout == "The engine's tables are up to date, at version 0003.\n"
+    assert json.loads(third.stdout) == {"before": "0003", "after": "0003", "tables": []}
 
 
 async def opened_and_old(database_url: str) -> None:

@@ -35,7 +35,8 @@ def aged(name: str, age: timedelta, number: int = 0) -> Envelope:
 async def sent(tx: Transaction, *envelopes: Envelope) -> None:
     """Stores messages whose sends are confirmed."""
     sends = [Send(replace_last(envelope.id), envelope, "", 0.0, new=True) for envelope in envelopes]
-    await store(tx, sends, leased=set(), lease_seconds=30)
+    store(tx, sends, leased=set(), lease_seconds=30)
+    await tx.flush()
     ids = [envelope.id for envelope in envelopes]
     confirmed = sa.update(schema.outbox).where(schema.outbox.c.message_id.in_(ids))
     await tx.execute(confirmed.values(next_at=None, sent_at=now()))
@@ -83,7 +84,8 @@ async def test_what_is_parked_or_on_its_way_stays_however_old(database_url: str)
         await sent(tx, parked, waiting)
         await deadletters.park(tx, [letter(parked)])
         tx.schedule(waiting, queue="pages", delay_seconds=60)
-        await store(tx, tx.sends, leased=set(), lease_seconds=30)
+        store(tx, tx.sends, leased=set(), lease_seconds=30)
+        await tx.flush()
 
     assert await purge(database, RETENTION) == 0
 

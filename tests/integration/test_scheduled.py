@@ -41,7 +41,7 @@ async def test_each_scheduled_send_is_listed_with_why_it_waits(database_url: str
             await attempts.record(tx, [failed, elsewhere])
             known = {"endpoint": "parcels/parcel.packed", "queue": "parcels", "type": "parcel.packed"}
             await tx.execute(sa.insert(schema.endpoints).values(**known, since=utcnow()))
-        await send_later(database, replace(retried, attempt=1), seconds=LATER)
+        await send_later(database, retried.changed(attempt=1), seconds=LATER)
         await send_later(database, deferred, seconds=0)
         await send_later(database, deferred, seconds=LATER + 1)
         async with database.transaction() as tx:

@@ -10,10 +10,11 @@ import sqlalchemy as sa
 from hopline import amqp, outbox, schema
 from hopline.audit import Audit, register
 from hopline.clock import new_id, utcnow
-from hopline.database import Database, insert
+from hopline.database import Database
 from hopline.errors import BrokerUnavailable, DatabaseUnavailable
 from hopline.live import declare
 from hopline.node import Node
+from hopline.rows import insert
 from hopline.settings import Settings
 from hopline.status import snapshot, troubles
 from hopline.topology import build
@@ -34,7 +35,7 @@ async def send(database: Database, one: Packed, *, delay: float = 0.0, queue: st
 async def confirm_all(database: Database, *, age: timedelta = timedelta(0)) -> None:
     async with database.transaction() as tx:
         claimed = await outbox.claim(tx, limit=100, lease_seconds=30)
-        await outbox.mark_sent(tx, {one.id: age.total_seconds() for one, _ in claimed})
+        outbox.mark_sent(tx, {one.id: age.total_seconds() for one, _ in claimed})
 
 
 async def test_without_a_broker_the_rest_is_told(database_url: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -276,7 +275,7 @@ async def test_what_was_delivered_too_often_is_tried_once_more_as_a_suspect(data
     async with working(database_url, handling(lambda _: None, tx=True)) as (database, worker, consumer):
         await handle_all(worker, [died(killer, "delivery_limit")])
         (again,) = await rows(database, schema.outbox)
-        await handle_all(worker, [died(replace(killer, suspect=True), "delivery_limit")])
+        await handle_all(worker, [died(killer.changed(suspect=True), "delivery_limit")])
 
         (letter,) = await rows(database, schema.dead_letters)
     assert (again.destination, again.suspect) == ("jobs", True)

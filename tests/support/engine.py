@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 import sqlalchemy as sa
@@ -71,7 +71,7 @@ def envelope_for(message: msgspec.Struct, **changes: object) -> Envelope:
         created_at=utcnow(),
         body=msgspec.json.encode(message),
     )
-    return replace(envelope, **changes)  # type: ignore[arg-type]
+    return envelope.changed(**changes)
 
 
 def delivery_for(

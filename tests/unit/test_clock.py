@@ -3,7 +3,9 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, datetime, timedelta
 
-from hopline.clock import first_id, id_time, new_id, utcnow
+import pytest
+
+from hopline.clock import age_text, first_id, id_time, new_id, utcnow
 from hopline.properties import is_id
 
 
@@ -38,3 +40,11 @@ def test_every_id_made_before_a_moment_is_below_its_first_id() -> None:
     assert before < first
     assert first_id(id_time(before)) <= before
     assert is_id(first)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (12, "12 s"), (119, "119 s"), (300, "5 min"), (7_200, "2 h"), (172_800, "2 d")],
+)
+def test_an_age_is_told_in_its_largest_unit(seconds: float, text: str) -> None:
+    assert age_text(seconds) == text

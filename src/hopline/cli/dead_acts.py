@@ -49,6 +49,7 @@ def add_to(group: typer.Typer) -> None:
     """Adds this module's commands."""
     group.command()(replay)
     group.command()(discard)
+    group.command()(undo)
 
 
 def replay(  # noqa: PLR0913 - a command's options
@@ -74,6 +75,9 @@ def replay(  # noqa: PLR0913 - a command's options
     deadline: Annotated[
         float, typer.Option(help="Seconds that a canary waits without news.")
     ] = repair.DEADLINE_SECONDS,
+    delay: Annotated[
+        float, typer.Option(min=0, help="Send after so many seconds; until then `dead undo` takes it back.")
+    ] = 0.0,
     reason: ReasonOption = "",
     who: WhoOption = "",
     yes: YesOption = False,
@@ -86,7 +90,7 @@ def replay(  # noqa: PLR0913 - a command's options
     was not sent stays parked. 2 if more than one would be sent without --yes.
     """
     which = _which(ids, Filter(queue, type_name, key, died_of, group, *period(since, until)), everything=everything)
-    job = _Replaying(load(app), which, Plan(canary, rate, deadline), who_acts(who), reason, as_new, as_json)
+    job = _Replaying(load(app), which, Plan(canary, rate, deadline, delay), who_acts(who), reason, as_new, as_json)
     raise typer.Exit(asyncio.run(job.check() if dry_run else job.run(yes=yes)))
 
 
@@ -114,6 +118,42 @@ def discard(  # noqa: PLR0913 - a command's options
         raise UsageError("say why with --reason: a message that is given up for good needs a reason")
     which = _which(ids, Filter(queue, type_name, key, died_of, group, *period(since, until)), everything=everything)
     raise typer.Exit(asyncio.run(_discard(load(app), which, who_acts(who), reason, yes=yes, as_json=as_json)))
+
+
+def undo(
+    ids: Annotated[list[str], typer.Argument(help="Letters, as a list shows them.")],
+    reason: ReasonOption = "",
+    who: WhoOption = "",
+    yes: YesOption = False,
+    app: AppOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Park letters again: what was discarded, and what was replayed or edited while its message is still scheduled.
+
+    Exit status 1 if one could not be parked again, 2 if more than one would be without --yes.
+    """
+    chosen = list(dict.fromkeys(ids))
+    if len(chosen) > 1 and not confirmed(f"Park {counted(len(chosen), 'letter')} again?", yes=yes):
+        raise typer.Exit(2)
+    judged = asyncio.run(_undo(load(app), chosen, who_acts(who), reason))
+    done = [one.letter_id for one in judged if one.verdict.ok]
+    refused = [one for one in judged if not one.verdict.ok]
+    if as_json:
+        print_json({"parked": done, "refused": [{"letter": r.letter_id, "text": r.verdict.text} for r in refused]})
+    else:
+        for one in refused:
+            console().print(Text.assemble(one.letter_id, (f"  {one.verdict.text}", "yellow")))
+        console().print(f"{counted(len(done), 'letter')} parked again.")
+    raise typer.Exit(1 if refused else 0)
+
+
+async def _undo(program: Hopline, ids: list[str], who: str, reason: str) -> list[Judged]:
+    judged: list[Judged] = []
+    async with repairing(program) as (database, _):
+        for start in range(0, len(ids), repair.ACT_LETTERS):
+            some = ids[start : start + repair.ACT_LETTERS]
+            judged += await repair.undo(database, some, who=who, reason=reason)
+    return judged
 
 
 def _which(ids: list[str] | None, chosen: Filter, *, everything: bool) -> Filter:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from rich.table import Table
 
 HEX_BYTES = 512
 """As much of a body that is no text is shown."""
+BLOCKS = " ▁▂▃▄▅▆▇█"
 PIPE_COLUMNS = 160
 """Nobody sees the width of a pipe: rather long lines than folded ones."""
 
@@ -41,16 +43,6 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
 def time_text(time: datetime | None) -> str:
     """A time in UTC, to the second."""
     return f"{time:%Y-%m-%d %H:%M:%S}" if time else ""
-
-
-def age_text(seconds: float) -> str:
-    """A duration in its largest unit: 0.4 s, 12 s, 5 min, 3 h, 2 d."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    for unit, size, until in (("s", 1, 120), ("min", 60, 7_200), ("h", 3_600, 172_800)):
-        if seconds < until:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{timedelta(seconds=seconds).days} d"
 
 
 def one_line(text: str) -> str:
@@ -83,3 +75,13 @@ def shown(body: bytes) -> str:
         return text
     more = " …" if len(body) > HEX_BYTES else ""
     return f"(no text) {body[:HEX_BYTES].hex(' ')}{more}"
+
+
+def bar(values: Sequence[float], columns: int = 90) -> str:
+    """Values as one line of blocks; several values a column if there are more: the largest of them."""
+    size = max(1, -(-len(values) // columns))
+    shown = [max(values[start : start + size]) for start in range(0, len(values), size)]
+    most = max(shown, default=0.0)
+    if not most:
+        return BLOCKS[0] * len(shown)
+    return "".join(BLOCKS[-(-int(value / most * 1000) * (len(BLOCKS) - 1) // 1000)] for value in shown)

@@ -1,9 +1,8 @@
-"""The roles: `hopline worker`, `hopline relay`, and `hopline migrate`, which brings the tables up to date."""
+"""The roles: a worker, `hopline relay`, and `hopline migrate`, which brings the tables up to date."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
 
 import structlog
 import typer
@@ -20,16 +19,12 @@ log = structlog.get_logger("hopline")
 
 def add_to(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command()(worker)
     app.command()(relay)
     app.command()(migrate)
 
 
-def worker(
-    app: AppOption = "",
-    queue: Annotated[list[str] | None, typer.Option(help="Only this queue; repeat for more. Default: all.")] = None,
-) -> None:
-    """Handle messages until told to stop. SIGTERM drains: stop taking, finish, acknowledge, close."""
+def worker(app: str, queue: list[str] | None) -> None:
+    """Handles messages until told to stop; workers.py has it as a command."""
     program = load(app)
     raise typer.Exit(service.run(lambda stop: _work(program, tuple(queue or ()), stop), program.settings))
 
@@ -66,7 +61,13 @@ async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) 
     async with serving(program.settings) as health, program.working(queues=queues) as working:
         health.watch(working.producer)
         log.info("worker started", instance=working.producer.instance, queues=list(working.queues))
-        await service.until_stopped(stop, working.worker.crashed, working.consumer.failed, *working.producer.failures)
+        await service.until_stopped(
+            stop,
+            working.producer.told_to_drain,
+            working.worker.crashed,
+            working.consumer.failed,
+            *working.producer.failures,
+        )
         health.draining()
         log.info("worker draining", unsettled=working.worker.busy)
     log.info("worker stopped")
@@ -76,6 +77,6 @@ async def _relay(program: Hopline, stop: asyncio.Event) -> None:
     async with serving(program.settings) as health, program.producing(role="relay") as producer:
         health.watch(producer)
         log.info("relay started", instance=producer.instance)
-        await service.until_stopped(stop, *producer.failures)
+        await service.until_stopped(stop, producer.told_to_drain, *producer.failures)
         health.draining()
     log.info("relay stopped")

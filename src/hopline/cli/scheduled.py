@@ -29,8 +29,8 @@ from hopline.cli.acting import (
     who_acts,
 )
 from hopline.cli.context import AppOption, JsonOption, load
-from hopline.cli.output import age_text, console, counted, one_line, print_json, time_text
-from hopline.clock import utcnow
+from hopline.cli.output import console, counted, one_line, print_json, time_text
+from hopline.clock import age_text, utcnow
 from hopline.database import Database
 from hopline.scheduled import ScheduledFilter, ScheduledSend
 

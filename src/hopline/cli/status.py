@@ -22,9 +22,10 @@ from hopline.app import Hopline
 from hopline.cli.context import AppOption, JsonOption, load
 from hopline.cli.dead import group_lines
 from hopline.cli.inspect import audit_table
-from hopline.cli.output import age_text, console, counted, one_line, print_json, table, time_text
+from hopline.cli.output import console, counted, one_line, print_json, table, time_text
+from hopline.clock import age_text
 from hopline.database import Database
-from hopline.status import PausedQueue, QueueStatus, Status, WorkerStatus, snapshot, troubles
+from hopline.status import HeldQueue, PausedQueue, QueueStatus, Status, WorkerStatus, checks, snapshot, troubles
 
 WATCH_SECONDS = 2.0
 WATCH_AUDIT_SECONDS = 30.0
@@ -96,7 +97,8 @@ async def _watch(program: Hopline, *, with_audit: bool, as_json: bool) -> None:
 
 def as_json_value(found: Status) -> dict[str, Any]:
     """A status as one JSON-able value, with what needs a person."""
-    return {**asdict(found), "in_flight": found.in_flight, "troubles": troubles(found)}
+    judged = {"troubles": troubles(found), "checks": checks(found)}
+    return {**asdict(found), "in_flight": found.in_flight, **judged}
 
 
 def screen(found: Status) -> RenderableType:
@@ -148,7 +150,8 @@ def _flow(found: Status) -> Table:
         _figure("in flight", flight),
         _figure("retrying", f"{outbox.retrying:,}{more}"),
         _figure("delayed", f"{outbox.delayed:,}{more}"),
-        _figure("parked", f"{found.parked:,}", "bold red" if found.parked else ""),
+        _figure("parked", f"{found.parked:,}{'+' * found.parked_is_least}", "bold red" if found.parked else ""),
+        _figure("dead today", f"{found.dead_today:,}{'+' * found.dead_today_is_least}"),
     )
     return made
 
@@ -183,9 +186,18 @@ def _worker_cells(worker: WorkerStatus) -> Iterator[str]:
 
 
 def _paused(found: Status) -> Iterator[RenderableType]:
+    if found.held:
+        yield Text("Paused by a person", style="bold")
+        yield from (_held_line(found, held) for held in found.held)
     if found.paused:
         yield Text("Paused", style="bold")
         yield from (_pause_line(found, pause) for pause in found.paused)
+
+
+def _held_line(found: Status, held: HeldQueue) -> Text:
+    since = age_text(max(0.0, (found.at - held.since).total_seconds()))
+    obeyed = f"{held.workers} of {held.of_workers} workers obey"
+    return Text(f"  {held.queue} for {since} by {held.who}, {obeyed}: {one_line(held.reason)}", style="cyan")
 
 
 def _pause_line(found: Status, pause: PausedQueue) -> Text:

@@ -6,6 +6,7 @@ Nothing here deletes or replaces: what differs or is left over may hold messages
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from hopline import live
+from hopline.app import Hopline
 from hopline.cli.context import AppOption, JsonOption, load
-from hopline.topology import Change, Plan, Topology, join
+from hopline.topology import Change, Plan
 
 DIFFERENCES = 4
 """Exit status: the broker is not as declared. 1 to 3 have their meanings for every command."""
@@ -48,7 +50,7 @@ def plan(app: AppOption = "", also: AlsoOption = None, as_json: JsonOption = Fal
 
     Exit status 0 if the broker is as declared, 4 if there are differences (2: usage, 3: no answer from RabbitMQ).
     """
-    found = asyncio.run(_plan(*_programs(app, also)))
+    found = asyncio.run(load(app).plan([load(other) for other in also or ()]))
     if as_json:
         _print_json(found)
     else:
@@ -62,7 +64,7 @@ def apply(app: AppOption = "", also: AlsoOption = None, as_json: JsonOption = Fa
     Exit status 0 if the broker is now as declared, 4 if something was refused (2: usage, 3: no answer from
     RabbitMQ).
     """
-    before, after = asyncio.run(_apply(*_programs(app, also)))
+    before, after = asyncio.run(_apply(load(app), [load(other) for other in also or ()]))
     if as_json:
         _print_json(after, added=[change for change in before.changes if change.state == "missing"])
     else:
@@ -70,21 +72,11 @@ def apply(app: AppOption = "", also: AlsoOption = None, as_json: JsonOption = Fa
     raise typer.Exit(0 if after.in_sync else DIFFERENCES)
 
 
-def _programs(app: str, also: list[str] | None) -> tuple[str, str, Topology]:
-    program = load(app)
-    declared = join([program.topology, *(load(other).topology for other in also or ())])
-    return program.settings.broker_url, program.settings.management_url, declared
-
-
-async def _plan(broker_url: str, management_url: str, declared: Topology) -> Plan:
-    return await live.plan(broker_url, management_url, declared)
-
-
-async def _apply(broker_url: str, management_url: str, declared: Topology) -> tuple[Plan, Plan]:
-    before = await live.plan(broker_url, management_url, declared)
+async def _apply(program: Hopline, also: Sequence[Hopline]) -> tuple[Plan, Plan]:
+    before = await program.plan(also)
     if before.count("missing"):
-        await live.add(broker_url, before.additions)
-    return before, await live.plan(broker_url, management_url, declared)
+        await live.add(program.settings.broker_url, before.additions)
+    return before, await program.plan(also)
 
 
 def _print_plan(found: Plan) -> None:

@@ -45,8 +45,6 @@ def migrate(connection: sa.Connection, *programs: sa.MetaData) -> Migration:
         _make(connection)
     elif state.version != HEAD:
         _upgrade(connection, state.version, stamped=state.stamped)
-    elif not state.stamped:
-        _complete(connection)
     made = tuple(sorted(name for program in programs for name in program.tables if name not in state.tables))
     if made:
         for program in programs:
@@ -60,14 +58,6 @@ def _make(connection: sa.Connection) -> None:
     append_only.enforce(connection)
     versions.create(connection, checkfirst=True)
     connection.execute(sa.insert(versions).values(version_num=HEAD))
-
-
-def _complete(connection: sa.Connection) -> None:
-    """Today's tables as they were before there were versions: what may be missing beside them."""
-    _make(connection)
-    for table in schema.metadata.tables.values():
-        for index in table.indexes:
-            index.create(connection, checkfirst=True)
 
 
 def _upgrade(connection: sa.Connection, before: str, *, stamped: bool) -> None:

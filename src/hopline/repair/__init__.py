@@ -17,6 +17,7 @@ from hopline.repair.actions import (
     replay,
     run_now,
     select,
+    undo,
 )
 from hopline.repair.ramp import DEADLINE_SECONDS, RATE, Failure, Plan, Progress, Tally, ramp
 from hopline.repair.verdicts import Code, Edited, Verdict, validate
@@ -43,5 +44,6 @@ __all__ = [
     "replay",
     "run_now",
     "select",
+    "undo",
     "validate",
 ]

@@ -20,12 +20,13 @@ from hopline.auditlog import Action, Entry, append, check_who, hash_of, letter_t
 from hopline.clock import utcnow
 from hopline.database import Database, Transaction, now, retried, translated
 from hopline.deadletter_queries import Filter, Letter, Place, count, find, load
-from hopline.deadletters import resolve
+from hopline.deadletters import reopen, resolve
 from hopline.errors import UsageError
 from hopline.message import Envelope
 from hopline.outbox import Outbox
 from hopline.repair.verdicts import Code, Evidence, Verdict, judge, renewed, validate
 from hopline.schema import check_id, inbox, messages
+from hopline.schema import outbox as outbox_table
 
 Result = TypeVar("Result")
 
@@ -33,6 +34,8 @@ ACT_LETTERS = 50
 """The most letters of one transaction: with their bodies they fit into memory, and no lock is held for long."""
 
 NOT_FOUND = Verdict("not-found", "there is no such dead letter")
+PARKED = Verdict("parked", "it is parked: there is nothing to undo")
+SENT = Verdict("sent", "its message is not scheduled any more: it was sent, is on its way, or was cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,19 @@ async def check(database: Database, code: Code, ids: Sequence[str], *, as_new: b
 
 
 async def replay(
-    database: Database, code: Code, ids: Sequence[str], *, who: str, reason: str = "", as_new: bool = False
+    database: Database,
+    code: Code,
+    ids: Sequence[str],
+    *,
+    who: str,
+    reason: str = "",
+    as_new: bool = False,
+    delay_seconds: float = 0.0,
 ) -> list[Judged]:
     """Sends the messages of at most ACT_LETTERS letters again, each to the queue in which it died.
 
     The same message in a new run; with `as_new` a new message in the old one's flow. Those with an ok verdict are
-    sent. OutboxFull if too much is unsent already.
+    sent, after the delay, in which `undo` takes them back. OutboxFull if too much is unsent already.
     """
     _check_ids(ids)
     check_who(who)
@@ -100,7 +110,7 @@ async def replay(
         assert resolved == by.keys(), "letters that are locked and parked are resolved by nobody else"
         for one, envelope in sent:
             assert one.letter is not None
-            tx.schedule(envelope, queue=one.letter.queue, delay_seconds=0.0)
+            tx.schedule(envelope, queue=one.letter.queue, delay_seconds=delay_seconds)
         hashes = {one.letter_id: hash_of(envelope.body) for one, envelope in sent}
         await append(tx, [Entry(who, action, letter_target(i), h, h, reason) for i, h in hashes.items()])
         return judged
@@ -117,9 +127,11 @@ async def edit(
     who: str,
     reason: str = "",
     new_type: tuple[str, int] | None = None,
+    delay_seconds: float = 0.0,
 ) -> Judged:
     """Sends a new message in place of a letter's, to the queue in which it died; an ok verdict has its envelope.
 
+    It is sent after the delay, in which `undo` takes it back.
     Raises as `validate` does if today's code does not accept the body, before anything is stored.
     """
     _check_ids([letter_id])
@@ -133,7 +145,7 @@ async def edit(
         edited = validate(evidence.whole, body, code, database.message_limit_bytes, new_type)
         envelope = renewed(evidence, edited, utcnow())
         await resolve(tx, {letter_id: envelope.id}, "edited")
-        tx.schedule(envelope, queue=letter.queue, delay_seconds=0.0)
+        tx.schedule(envelope, queue=letter.queue, delay_seconds=delay_seconds)
         before, after = hash_of(evidence.whole.body), hash_of(body)
         await append(tx, [Entry(who, "edit", letter_target(letter_id), before, after, reason)])
         endpoints = code.endpoints(letter.queue, envelope.type, envelope.version)
@@ -159,6 +171,29 @@ async def discard(database: Database, ids: Sequence[str], *, who: str, reason: s
         hashes = {identifier: hash_of(evidence[identifier].whole.body) for identifier in good}
         await append(tx, [Entry(who, "discard", letter_target(i), h, None, reason) for i, h in hashes.items()])
         return judged
+
+    return await _acting(database, work)
+
+
+async def undo(database: Database, ids: Sequence[str], *, who: str, reason: str = "") -> list[Judged]:
+    """Parks at most ACT_LETTERS letters again; those with an ok verdict are.
+
+    What was discarded always is. What was replayed or edited is while its message is still scheduled (`delay_seconds`):
+    that send is cancelled in the same transaction.
+    """
+    _check_ids(ids)
+    check_who(who)
+
+    async def work(tx: Transaction) -> list[Judged]:
+        evidence = await _locked(tx, ids)
+        letters = {identifier: one.whole.letter for identifier, one in evidence.items()}
+        sends = await _sends_of(tx, [one for one in letters.values() if one.resolution in ("replayed", "edited")])
+        cancelled = await scheduled.cancel(tx, sorted(sends.values()))
+        undone = [i for i, one in letters.items() if one.resolution == "discarded" or sends.get(i) in cancelled]
+        await reopen(tx, undone)
+        hashes = {identifier: hash_of(evidence[identifier].whole.body) for identifier in undone}
+        await append(tx, [Entry(who, "undo", letter_target(i), None, h, reason) for i, h in hashes.items()])
+        return [Judged(i, letters.get(i), _undone(letters.get(i), done=i in undone)) for i in _once(ids)]
 
     return await _acting(database, work)
 
@@ -218,6 +253,35 @@ async def _measure_outbox(database: Database) -> None:
 
 async def _hashes(tx: Transaction, ids: set[str]) -> dict[str, str]:
     return {i: hash_of(body) for i, body in sorted((await scheduled.bodies(tx, sorted(ids))).items())}
+
+
+async def _sends_of(tx: Transaction, letters: Sequence[Letter]) -> dict[str, str]:
+    """The send that each replayed or edited letter has become, by the letter's id."""
+    sends: dict[str, str] = {}
+    for letter in letters:
+        run = 0 if letter.replaced_by else letter.run + 1
+        query = (
+            sa.select(outbox_table.c.id)
+            .where(
+                outbox_table.c.message_id == (letter.replaced_by or letter.message_id),
+                outbox_table.c.destination == letter.queue,
+                outbox_table.c.run == run,
+                outbox_table.c.attempt == 0,
+            )
+            .order_by(outbox_table.c.id.desc())
+            .limit(1)
+        )
+        if found := await tx.rows(query):
+            sends[letter.id] = found[0].id
+    return sends
+
+
+def _undone(letter: Letter | None, *, done: bool) -> Verdict:
+    if letter is None:
+        return NOT_FOUND
+    if letter.resolution is None:
+        return PARKED
+    return Verdict("ok") if done else SENT
 
 
 def _check_ids(ids: Sequence[str]) -> None:

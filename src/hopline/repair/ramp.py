@@ -16,10 +16,11 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.database import Database, as_table, table_rows
+from hopline.database import Database
 from hopline.errors import UsageError
 from hopline.repair.actions import ACT_LETTERS, Judged, Selection, pages, replay
 from hopline.repair.verdicts import Code
+from hopline.rows import Dialect, Rows
 from hopline.schema import Id, attempts, dead_letters, inbox
 
 STAGES = (1, 10, 100)
@@ -39,17 +40,21 @@ _Found = dict[str, dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to replay. UsageError if the rate or the deadline is not above 0."""
+    """How to replay. UsageError if the rate or the deadline is not above 0, or the delay does not fit."""
 
     canary: bool = False
     rate: float = RATE
     """Messages a second."""
     deadline_seconds: float = DEADLINE_SECONDS
     """How long a canary waits without any news."""
+    delay_seconds: float = 0.0
+    """How long each message waits before it is sent, and can be taken back (`undo`)."""
 
     def __post_init__(self) -> None:
         if not self.rate > 0 or not self.deadline_seconds > 0:
             raise UsageError("the rate and the deadline must be above 0")
+        if self.delay_seconds < 0 or (self.canary and self.delay_seconds):
+            raise UsageError("a delay is 0 or more, and 0 with a canary, which waits for results")
 
     @property
     def batch(self) -> int:
@@ -171,7 +176,8 @@ async def ramp(
         if decision:
             await asyncio.sleep(send_at - loop.time())
             ids = await waiting.take(decision)
-            judged = await replay(database, code, ids, who=who, reason=reason, as_new=as_new)
+            delay = plan.delay_seconds
+            judged = await replay(database, code, ids, who=who, reason=reason, as_new=as_new, delay_seconds=delay)
             sent = [_sent(one) for one in judged if one.verdict.ok]
             send_at = max(send_at, loop.time()) + len(sent) / plan.rate
             pending.update({one.message_id: one for one in sent})
@@ -251,10 +257,14 @@ def result_of(sent: Sent, seen: Seen) -> Failure | Literal["done"] | None:
     return None
 
 
+_RUNS = Rows("runs", id=Id, run=sa.Integer())
+
+
 async def look(connection: AsyncConnection, runs: Mapping[str, int]) -> dict[str, Seen]:
     """What the database shows of messages, given as {message id: run}."""
-    given = as_table(connection.dialect.name, {"id": Id, "run": sa.Integer()})
-    rows = table_rows([{"id": identifier, "run": run} for identifier, run in runs.items()])
+    dialect: Dialect = "sqlite" if connection.dialect.name == "sqlite" else "postgresql"
+    given = _RUNS.table(dialect)
+    rows = _RUNS.given(dialect, id=list(runs), run=list(runs.values()))
 
     async def found(table: sa.Table, place: sa.ColumnElement[str], text: sa.ColumnElement[str], *of_run: Any) -> _Found:
         query = sa.select(table.c.message_id, place.label("place"), text.label("text"))

@@ -8,7 +8,7 @@ message (an edit, or a replay as new) has a new id, and the old one as its cause
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -29,7 +29,19 @@ TOO_OLD = "too-old"
 LEFT_OUT = 20
 """So many fields that today's code does not know are named."""
 
-Kind = Literal["ok", "not-found", "resolved", "unknown-type", "undecodable", "no-id", "too-old", "differs", "done"]
+Kind = Literal[
+    "ok",
+    "not-found",
+    "resolved",
+    "unknown-type",
+    "undecodable",
+    "no-id",
+    "too-old",
+    "differs",
+    "done",
+    "parked",
+    "sent",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +122,7 @@ def judge(evidence: Evidence, code: Code, now: datetime, *, as_new: bool) -> Ver
     if refusal is not None:
         return refusal
     original = _original(evidence)
-    again = replace(
-        original,
+    again = original.changed(
         key=original.key or key,
         run=letter.run + 1,
         attempt=0,

@@ -6,27 +6,38 @@ A broker that does not answer is part of the status and hides nothing else.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hopline import pausing
 from hopline.audit import Audit
 from hopline.database import Database, now
-from hopline.deadletter_queries import Filter, count, groups
+from hopline.deadletter_queries import Filter, count_up_to, overview
 from hopline.errors import BrokerUnavailable
 from hopline.live import QueueReading, measure_queues
-from hopline.schema import dead_letters, endpoints, inbox, messages, outbox, queue_losses, workers
+from hopline.schema import outbox, queue_losses, workers
 from hopline.settings import Settings
-from hopline.status.snapshot import Loss, OutboxStatus, QueueStatus, Status, paused_of, unknown_of, worker_of
+from hopline.status.ages import Unsettled, unsettled_in
+from hopline.status.snapshot import (
+    Loss,
+    OutboxStatus,
+    QueueStatus,
+    Status,
+    WorkerStatus,
+    held_of,
+    paused_of,
+    unknown_of,
+    worker_of,
+)
 from hopline.suspects import DEATH_HEARTBEATS
 from hopline.topology import base_queue, dead_queue
 
-OUTBOX_ROWS = 100_000
-"""Waiting rows of the outbox are counted up to this."""
-SCANNED_SENDS = 5_000
-"""A queue's oldest message is looked for among so many of the latest sends."""
+COUNTED = 10_000
+"""Waiting rows of the outbox and dead letters are counted up to this."""
+GROUP_LETTERS = 1_000
+"""Each of the largest groups is counted up to this."""
 PARKED_GROUPS = 5
 WORKERS = 200
 LOSSES = 20
@@ -34,14 +45,6 @@ REMEMBERED_SECONDS = 86_400.0
 """A process that died longer ago is not told any more."""
 
 Reconcile = Callable[[], Awaitable[Audit]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Unsettled:
-    """What the database knows to be in a queue: how much, and the age of the oldest."""
-
-    count: int
-    oldest_seconds: float
 
 
 async def snapshot(
@@ -52,32 +55,48 @@ async def snapshot(
     DatabaseUnavailable without the database; a broker that does not answer is part of the status.
     """
     alive_seconds = DEATH_HEARTBEATS * settings.heartbeat_seconds
+    readings, broker_trouble = await _measured(settings, queues)
     async with database.reading() as connection:
         at: datetime = (await connection.execute(sa.select(now()))).scalar_one()
-        processes = await _workers(connection)
-        known = [worker_of(row, (at - row.heartbeat_at).total_seconds(), alive_seconds) for row in processes]
-        living = [row.state for row, one in zip(processes, known, strict=True) if one.alive]
-        unsettled = await _unsettled(connection, at)
+        rows = await _workers(connection)
+        known = [worker_of(row, (at - row.heartbeat_at).total_seconds(), alive_seconds) for row in rows]
+        living = [row.state for row, one in zip(rows, known, strict=True) if one.alive]
+        unsettled = await unsettled_in(connection, at, _depths(readings))
         waiting = await _outbox(connection, at)
-        parked = await count(connection, Filter())
-        largest = await groups(connection, Filter(), limit=PARKED_GROUPS)
+        parked = await count_up_to(connection, Filter(), COUNTED)
+        largest = await overview(connection, limit=PARKED_GROUPS, count_letters=GROUP_LETTERS)
+        midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+        today = await count_up_to(connection, Filter(state="any", since=midnight), COUNTED)
+        held = held_of(await pausing.read(connection), living)
         losses = await _losses(connection)
-    readings, broker_trouble = await _measured(settings, queues)
     audit, audit_trouble = await _reconciled(reconcile)
     return Status(
         at=at,
-        queues=_queues(queues, readings, unsettled),
+        queues=_queues(queues, readings, unsettled, known),
         broker_trouble=broker_trouble,
         outbox=waiting,
         parked=parked,
-        parked_groups=tuple(largest),
+        parked_groups=largest.groups,
         workers=tuple(known),
         paused=paused_of(living),
         unknown=unknown_of(living),
         losses=losses,
         audit=audit,
         audit_trouble=audit_trouble,
+        held=held,
+        parked_is_least=parked >= COUNTED,
+        dead_today=today,
+        dead_today_is_least=today >= COUNTED,
     )
+
+
+async def processes(database: Database, settings: Settings) -> list[WorkerStatus]:
+    """The processes that have told of themselves within a day, by role and name."""
+    alive_seconds = DEATH_HEARTBEATS * settings.heartbeat_seconds
+    async with database.reading() as connection:
+        at: datetime = (await connection.execute(sa.select(now()))).scalar_one()
+        rows = await _workers(connection)
+    return [worker_of(row, (at - row.heartbeat_at).total_seconds(), alive_seconds) for row in rows]
 
 
 async def _measured(settings: Settings, queues: Sequence[str]) -> tuple[Mapping[str, QueueReading] | None, str]:
@@ -95,32 +114,42 @@ async def _reconciled(reconcile: Reconcile | None) -> tuple[Audit | None, str]:
         return None, str(error)
 
 
+def _depths(readings: Mapping[str, QueueReading] | None) -> dict[str, int]:
+    return {name: one.ready + (one.unacked or 0) for name, one in (readings or {}).items()}
+
+
 def _queues(
-    names: Sequence[str], readings: Mapping[str, QueueReading] | None, unsettled: Mapping[str, _Unsettled]
+    names: Sequence[str],
+    readings: Mapping[str, QueueReading] | None,
+    unsettled: Mapping[str, Unsettled],
+    workers: Sequence[WorkerStatus],
 ) -> tuple[QueueStatus, ...]:
     """The given queues, and those of their `.dead` queues that hold something."""
+    expected = {name: sum(one.alive and name in one.consuming for one in workers) for name in names}
     if readings is None:
-        return tuple(_queue(name, None, None, unsettled.get(name)) for name in names)
+        return tuple(QueueStatus(name, None, None, None, None, None, False, expected[name]) for name in names)
     every = [*names, *(n for n, one in readings.items() if base_queue(n) != n and (one.ready or one.unacked))]
     return tuple(
-        _queue(name, name in readings, readings.get(name), unsettled.get(name)) for name in dict.fromkeys(every)
+        _queue(name, readings.get(name), unsettled.get(name), expected.get(name)) for name in dict.fromkeys(every)
     )
 
 
-def _queue(name: str, exists: bool | None, reading: QueueReading | None, unsettled: _Unsettled | None) -> QueueStatus:
+def _queue(
+    name: str, reading: QueueReading | None, unsettled: Unsettled | None, expected_consumers: int | None
+) -> QueueStatus:
     if reading is None:
-        return QueueStatus(name, exists, None, None, None)
+        return QueueStatus(name, False, None, None, None, None, False, expected_consumers)
     depth = reading.ready + (reading.unacked or 0)
-    if not depth or unsettled is None:
-        return QueueStatus(name, exists, reading.ready, reading.unacked, reading.consumers)
+    known = unsettled if depth else None
     return QueueStatus(
         name,
-        exists,
+        True,
         reading.ready,
         reading.unacked,
         reading.consumers,
-        oldest_seconds=unsettled.oldest_seconds,
-        oldest_is_least=unsettled.count < depth,
+        oldest_seconds=known.oldest_seconds if known else None,
+        oldest_is_least=known is not None and known.count < depth,
+        expected_consumers=expected_consumers,
     )
 
 
@@ -141,55 +170,20 @@ async def _losses(connection: AsyncConnection) -> tuple[Loss, ...]:
 
 
 async def _outbox(connection: AsyncConnection, at: datetime) -> OutboxStatus:
-    """By the partial index of what waits."""
-    some = sa.select(outbox.c.due_at, outbox.c.attempt).where(outbox.c.next_at.is_not(None)).limit(OUTBOX_ROWS)
-    waiting = some.subquery()
+    """By the partial index of what waits, those that are due first first."""
+    columns = (outbox.c.due_at, outbox.c.next_at, outbox.c.attempt, outbox.c.sends)
+    some = sa.select(*columns).where(outbox.c.next_at.is_not(None)).order_by(outbox.c.next_at, outbox.c.id)
+    waiting = some.limit(COUNTED).subquery()
     due = waiting.c.due_at <= now()
+    in_hand = sa.and_(due, waiting.c.next_at > now(), waiting.c.sends == 0)
     query = sa.select(
         sa.func.count().label("rows"),
         sa.func.count(sa.case((due, 1))).label("unsent"),
+        sa.func.count(sa.case((in_hand, 1))).label("unconfirmed"),
         sa.func.min(sa.case((due, waiting.c.due_at))).label("oldest"),
         sa.func.count(sa.case((sa.and_(~due, waiting.c.attempt > 0), 1))).label("retrying"),
     )
     row = (await connection.execute(query)).one()
     oldest = max(0.0, (at - row.oldest).total_seconds()) if row.oldest else None
     delayed = row.rows - row.unsent - row.retrying
-    return OutboxStatus(row.unsent, oldest, row.retrying, delayed, is_least=row.rows >= OUTBOX_ROWS)
-
-
-async def _unsettled(connection: AsyncConnection, at: datetime) -> dict[str, _Unsettled]:
-    """What was sent to each queue and has neither a result nor a later send, among the latest sends."""
-    columns = (outbox.c[name] for name in ("id", "message_id", "destination", "run", "sent_at"))
-    latest = sa.select(*columns).order_by(outbox.c.id.desc()).limit(SCANNED_SENDS).subquery("latest")
-    later = outbox.alias("later")
-    settled = sa.or_(
-        sa.exists().where(inbox.c.message_id == latest.c.message_id, inbox.c.endpoint == endpoints.c.endpoint),
-        sa.exists().where(
-            dead_letters.c.message_id == latest.c.message_id,
-            dead_letters.c.queue == endpoints.c.queue,
-            dead_letters.c.run >= latest.c.run,
-        ),
-        sa.exists().where(
-            later.c.message_id == latest.c.message_id,
-            later.c.destination == endpoints.c.queue,
-            later.c.id > latest.c.id,
-        ),
-    )
-    query = (
-        sa.select(endpoints.c.queue, sa.func.count().label("held"), sa.func.min(latest.c.sent_at).label("oldest"))
-        .select_from(
-            latest.join(messages, messages.c.id == latest.c.message_id).join(
-                endpoints, endpoints.c.type == messages.c.type
-            )
-        )
-        .where(
-            latest.c.destination.in_([sa.literal(""), endpoints.c.queue]),
-            latest.c.sent_at >= endpoints.c.since,
-            ~settled,
-        )
-        .group_by(endpoints.c.queue)
-    )
-    return {
-        row.queue: _Unsettled(row.held, max(0.0, (at - row.oldest).total_seconds()))
-        for row in await connection.execute(query)
-    }
+    return OutboxStatus(row.unsent, oldest, row.retrying, delayed, row.rows >= COUNTED, row.unconfirmed)

@@ -1,4 +1,4 @@
-"""The parts of a status, and what in it is not as it should be. Pure.
+"""The parts of a status, read from what the database and the processes say. Pure.
 
 What processes say of themselves (`hopline_workers.state`) may come from another version: whatever is missing or of
 another kind in it is left out, never an error.
@@ -6,18 +6,15 @@ another kind in it is left out, never an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from hopline.audit import Audit
 from hopline.deadletter_queries import Group
-
-RECENT_DEATH_SECONDS = 600.0
-"""A process that died within this time is a trouble."""
-OLD_SEND_SECONDS = 60.0
-"""What has been due for longer does not leave."""
+from hopline.pausing import Pause
+from hopline.rabbitmq import ALARM
 
 State = Mapping[str, Any]
 """What a process says of itself: docs/reference/tables.md, `hopline_workers.state`."""
@@ -37,6 +34,8 @@ class QueueStatus:
     """The age of its oldest message, by what the database knows of sends and results: an estimate."""
     oldest_is_least: bool = False
     """Whether it holds more than was found, so that its oldest may be older."""
+    expected_consumers: int | None = None
+    """How many living workers say that they consume it; None for a queue that no program was asked about."""
 
     @property
     def depth(self) -> int | None:
@@ -58,6 +57,18 @@ class OutboxStatus:
     """Scheduled otherwise: delayed or deferred."""
     is_least: bool
     """Whether there are more rows than were counted."""
+    unconfirmed: int = 0
+    """Of the unsent ones, those that a process has in its hands: published and not confirmed, as a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A message that a worker was handling at its last heartbeat."""
+
+    endpoint: str
+    message_id: str
+    key: str
+    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,15 @@ class WorkerStatus:
     """Deliveries that it has not settled."""
     troubles: tuple[str, ...]
     """What it says is wrong with its links and its database."""
+    consuming: tuple[str, ...] = ()
+    """The queues that it says it takes from: not while they are paused, or its link or its database is down."""
+    blocked: tuple[str, ...] = ()
+    """The links that an alarm of RabbitMQ blocks."""
+    running: tuple[Running, ...] = ()
+    """What has run the longest, at most 20 messages."""
+    draining: bool = False
+    """Whether it was asked to drain."""
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +109,20 @@ class PausedQueue:
     probing: bool
     """Whether one message at a time is tried now."""
     workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldQueue:
+    """A queue that an operator has paused."""
+
+    queue: str
+    who: str
+    reason: str
+    since: datetime
+    workers: int
+    """Living workers that obey by now."""
+    of_workers: int
+    """Living workers of that queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +166,12 @@ class Status:
     audit: Audit | None
     """None: was not asked for, or could not be made."""
     audit_trouble: str
+    held: tuple[HeldQueue, ...] = ()
+    parked_is_least: bool = False
+    """Whether there are more than were counted."""
+    dead_today: int = 0
+    """Letters of any state that died since midnight, UTC."""
+    dead_today_is_least: bool = False
 
     @property
     def in_flight(self) -> int | None:
@@ -143,17 +183,63 @@ class Status:
 def worker_of(row: Any, age_seconds: float, alive_seconds: float) -> WorkerStatus:
     """A row of `hopline_workers`; a heartbeat older than `alive_seconds` is a process that died."""
     state: State = row.state if isinstance(row.state, Mapping) else {}
-    queues = state.get("queues")
     busy = state.get("busy")
+    queues = _texts(state, "queues")
     return WorkerStatus(
         instance=row.instance,
         role=row.role,
         version=row.version,
         age_seconds=age_seconds,
         alive=age_seconds < alive_seconds,
-        queues=tuple(str(queue) for queue in queues) if isinstance(queues, list) else (),
+        queues=queues,
         busy=busy if isinstance(busy, int) else 0,
         troubles=tuple(_told_troubles(state)),
+        consuming=_consuming(state, queues),
+        blocked=tuple(_blocked(state)),
+        running=tuple(_running(state)),
+        draining=getattr(row, "drain_at", None) is not None or state.get("draining") is True,
+        started_at=getattr(row, "started_at", None),
+    )
+
+
+def _consuming(state: State, queues: Sequence[str]) -> tuple[str, ...]:
+    link = _mapping(state, "links").get("consume")
+    works = isinstance(link, Mapping) and link.get("ready") is True and state.get("database", "ok") == "ok"
+    paused = {queue for queue, pause in _mapping(state, "paused").items() if not _is_probing(pause)}
+    off = paused | set(_texts(state, "paused_by_operator"))
+    return tuple(queue for queue in queues if works and queue not in off)
+
+
+def _is_probing(pause: object) -> bool:
+    return isinstance(pause, Mapping) and pause.get("probing") is True
+
+
+def _blocked(state: State) -> Iterator[str]:
+    for name, link in _mapping(state, "links").items():
+        if isinstance(link, Mapping) and str(link.get("trouble", "")).startswith(ALARM):
+            yield name
+
+
+def _running(state: State) -> Iterator[Running]:
+    told = state.get("running")
+    for one in told if isinstance(told, list) else ():
+        if isinstance(one, Mapping):
+            endpoint, message_id, key = (str(one.get(name, "")) for name in ("endpoint", "message_id", "key"))
+            yield Running(endpoint, message_id, key, _time(one.get("since")))
+
+
+def held_of(pauses: Iterable[Pause], living: Sequence[State]) -> tuple[HeldQueue, ...]:
+    """The queues that operators have paused, with how many of their workers obey by now."""
+    return tuple(
+        HeldQueue(
+            queue=one.queue,
+            who=one.who,
+            reason=one.reason,
+            since=one.since,
+            workers=sum(one.queue in _texts(state, "paused_by_operator") for state in living),
+            of_workers=sum(one.queue in _texts(state, "queues") for state in living),
+        )
+        for one in pauses
     )
 
 
@@ -212,50 +298,9 @@ def unknown_of(living: Iterable[State]) -> tuple[UnknownType, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
-def troubles(status: Status) -> list[str]:
-    """What in a status needs a person, one line each; empty if all is well."""
-    return [
-        *_broker_troubles(status),
-        *_outbox_troubles(status),
-        *_worker_troubles(status),
-        *(f"the queue {one.queue} is paused: {one.reason or one.endpoint}" for one in status.paused),
-        *(f"{one.name} is a type that {one.workers} of the workers do not know" for one in status.unknown),
-        *(f"the queue {one.queue} was lost; {one.rescheduled} messages are sent again" for one in status.losses),
-        *([f"{status.parked:,} dead letters are parked: `hopline dead groups`"] if status.parked else []),
-        *_audit_troubles(status),
-    ]
-
-
-def _broker_troubles(status: Status) -> Iterator[str]:
-    if status.broker_trouble:
-        yield f"RabbitMQ: {status.broker_trouble}"
-    paused = {one.queue for one in status.paused}
-    for queue in status.queues:
-        if queue.exists is False:
-            yield f"the queue {queue.name} does not exist; a worker or `hopline topology apply` makes it"
-        elif queue.depth and queue.consumers == 0 and queue.name not in paused:
-            yield f"the queue {queue.name} holds {queue.depth:,} messages and has no consumer"
-
-
-def _outbox_troubles(status: Status) -> Iterator[str]:
-    oldest = status.outbox.oldest_seconds
-    if oldest is not None and oldest > OLD_SEND_SECONDS:
-        yield f"{status.outbox.unsent:,} messages wait for RabbitMQ, the first for {oldest:.0f} s; is a relay running?"
-
-
-def _worker_troubles(status: Status) -> Iterator[str]:
-    for worker in status.workers:
-        if worker.alive:
-            yield from (f"{worker.instance}: {trouble}" for trouble in worker.troubles)
-        elif worker.age_seconds < RECENT_DEATH_SECONDS:
-            yield f"{worker.instance} died {worker.age_seconds:.0f} s ago"
-
-
-def _audit_troubles(status: Status) -> Iterator[str]:
-    if status.audit_trouble:
-        yield f"the account could not be made: {status.audit_trouble}"
-    if status.audit is not None and status.audit.missing:
-        yield f"{status.audit.missing:,} messages are missing: `hopline audit` names them"
+def _texts(state: State, name: str) -> tuple[str, ...]:
+    value = state.get(name)
+    return tuple(str(item) for item in value) if isinstance(value, list) else ()
 
 
 def _mapping(state: State, name: str) -> Mapping[str, Any]:

@@ -3,15 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hopline.cli.dead_edit import difference
-from hopline.cli.output import age_text, counted, one_line, shown, text_of
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (12, "12 s"), (119, "119 s"), (300, "5 min"), (7_200, "2 h"), (172_800, "2 d")],
-)
-def test_an_age_is_told_in_its_largest_unit(seconds: float, text: str) -> None:
-    assert age_text(seconds) == text
+from hopline.cli.output import counted, one_line, shown, text_of
 
 
 def test_a_number_comes_with_its_noun() -> None:

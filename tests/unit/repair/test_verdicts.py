@@ -51,7 +51,7 @@ def test_a_replay_is_the_same_message_in_a_new_run() -> None:
     verdict = judge(evidence(run=2), CODE, NOW, as_new=False)
 
     assert verdict.kind == "ok"
-    assert verdict.envelope == replace(MESSAGE, run=3, attempt=0)
+    assert verdict.envelope == MESSAGE.changed(run=3, attempt=0)
     assert verdict.endpoints == {"parcels/parcel.packed"}
 
 

@@ -1,0 +1,36 @@
+"""What an operator can find by an e-mail address: the orders and the account that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hopline import LookedUp, Lookup
+from orders.store import orders, user_emails, users
+
+FOUND = 50
+"""The latest orders of an address, and no more."""
+
+
+async def by_email(connection: AsyncConnection, text: str) -> Sequence[LookedUp]:
+    """The latest orders of an address, and its account; in upper or lower case."""
+    email = text.lower()
+    if "@" not in email:
+        return ()
+    mine = sa.select(orders.c.id, orders.c.state, orders.c.accepted_at).where(sa.func.lower(orders.c.email) == email)
+    found = [
+        LookedUp(row.id, f"an order, {row.state}", row.accepted_at)
+        for row in await connection.execute(mine.order_by(orders.c.id.desc()).limit(FOUND))
+    ]
+    joined = user_emails.join(users, users.c.id == user_emails.c.user_id)
+    account = sa.select(users.c.id, users.c.state, users.c.accepted_at).select_from(joined)
+    found += [
+        LookedUp(row.id, f"a registration, {row.state}", row.accepted_at)
+        for row in await connection.execute(account.where(user_emails.c.email == email))
+    ]
+    return found
+
+
+LOOKUPS = (Lookup("e-mail address", by_email),)
