@@ -38,9 +38,17 @@ Folder = Annotated[Path, typer.Option(help="Where the local stack keeps everythi
 
 
 @app.command(name="up")
-def up_command(workers: Workers = 1, database: DatabaseOption = "", folder: Folder = Path(".hopline")) -> None:
-    """Start a private RabbitMQ, the mailbox, the API and the workers, and stay. Ctrl-C drains and stops."""
-    raise typer.Exit(asyncio.run(up.main(folder.resolve(), workers, database)))
+def up_command(
+    workers: Workers = 1,
+    database: DatabaseOption = "",
+    console: Annotated[bool, typer.Option(help="Serve the operator's pages too.")] = True,
+    folder: Folder = Path(".hopline"),
+) -> None:
+    """Start a private RabbitMQ, the mailbox, the API, the workers and the console, and stay.
+
+    Ctrl-C drains and stops.
+    """
+    raise typer.Exit(asyncio.run(up.main(folder.resolve(), workers, database, with_console=console)))
 
 
 @app.command(name="demo")

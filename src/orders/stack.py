@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -57,6 +58,8 @@ class StackOptions:
     """Begin with nothing: what an earlier run left in the part is removed."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further HOPLINE_* or ORDERS_* variables of every role."""
+    console: bool = False
+    """Whether the operator's pages are served too."""
 
 
 class StackError(OutsideError):
@@ -166,10 +169,17 @@ class Stack:
         self.node = Node(self.data / "rabbitmq")
         self.roles: dict[str, Role] = {}
         self.database_url = options.database_url or f"sqlite+aiosqlite:///{self.data / 'orders.db'}"
-        self._mailbox_port, self._api_port = free_ports(2)
+        self._mailbox_port, self._api_port, self._console_port = free_ports(3)
+        self._console_token = secrets.token_urlsafe(24)
         self.api_url = f"http://127.0.0.1:{self._api_port}"
+        self.console_url = f"http://127.0.0.1:{self._console_port}"
         self._log = log
         self._started_at = utcnow()
+
+    @property
+    def console_link(self) -> str:
+        """Opens the console as an operator, once."""
+        return f"{self.console_url}/once/{self._console_token}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -200,13 +210,15 @@ class Stack:
         self._log("rabbitmq", f"ready at {self.node.url}")
         await self.start_role("api", self._orders("api", "--port", self._api_port), self.api_url)
         for number in range(1, self.options.workers + 1):
-            await self.start_role(f"worker-{number}", [sys.executable, "-m", "hopline.cli", "worker"])
+            await self.start_role(f"worker-{number}", self._hopline("worker"))
+        if self.options.console:
+            await self._start_console()
         await self._until_ready()
         self.write_files()
 
     async def stop(self) -> None:
-        """Drains and stops: the API first, then the workers, then what they need."""
-        for prefix in ("api", "worker", "mailbox"):
+        """Drains and stops: the console and the API first, then the workers, then what they need."""
+        for prefix in ("console", "api", "worker", "mailbox"):
             await asyncio.gather(*(role.stop() for name, role in self.roles.items() if name.startswith(prefix)))
         await asyncio.to_thread(self.node.stop)
         (self.folder / "run.json").unlink(missing_ok=True)
@@ -219,6 +231,8 @@ class Stack:
         ]
         node = {"role": "rabbitmq", "pid": self.node.pid, "url": self.node.url, "ports": self.node.ports}
         urls = {"api": self.api_url, "docs": f"{self.api_url}/docs", "rabbitmq": self.node.management_url}
+        if self.options.console:
+            urls |= {"console": self.console_url, "console_link": self.console_link}
         run = {
             "supervisor_pid": os.getpid(),
             "started_at": self._started_at.isoformat(),
@@ -239,6 +253,18 @@ class Stack:
         self.roles[name] = role
         await role.start(environment)
         return role
+
+    async def _start_console(self) -> None:
+        words = self._hopline("console", "--port", self._console_port, "--mailbox", "orders.console:mailbox")
+        ledger = {"ORDERS_MAIL_LEDGER": str(self.ledger), "HOPLINE_CONSOLE_TITLE": "orders"}
+        environment = {**self.environment, **ledger}
+        role = Role("console", [str(word) for word in words], environment, self._log, self.console_url)
+        role.on_restart = self.write_files
+        self.roles[role.name] = role
+        await role.start({"HOPLINE_CONSOLE_LINK_TOKEN": self._console_token})
+
+    def _hopline(self, *words: object) -> list[object]:
+        return [sys.executable, "-m", "hopline.cli", *words]
 
     def _orders(self, *words: object) -> list[object]:
         return [sys.executable, "-m", "orders.cli", *words]
@@ -267,7 +293,8 @@ class Stack:
             ended = [role.name for role in self.roles.values() if role.restarts]
             if ended:
                 raise StackError(f"{ended[0]} ended while it started; see {self.data / 'logs' / ended[0]}.log")
-            if answer.get("broker") == "connected" and _answers(self._mailbox_port):
+            ports = [self._mailbox_port, *([self._console_port] if self.options.console else [])]
+            if answer.get("broker") == "connected" and all(map(_answers, ports)):
                 return
             if time.monotonic() > deadline:
                 raise StackError(f"the API is not ready after {READY_SECONDS:g} s ({answer}); see {self.data / 'logs'}")

@@ -11,14 +11,23 @@ from rich.text import Text
 
 from orders.stack import Log, Stack, StackOptions, running
 
-_COLOURS = {"rabbitmq": "magenta", "api": "cyan", "worker": "green", "mailbox": "blue", "catalogue": "yellow"}
+_COLOURS = {
+    "rabbitmq": "magenta",
+    "api": "cyan",
+    "worker": "green",
+    "mailbox": "blue",
+    "console": "white",
+    "catalogue": "yellow",
+}
 
 
-async def main(folder: Path, workers: int, database_url: str) -> int:
+async def main(folder: Path, workers: int, database_url: str, *, with_console: bool) -> int:
     """Runs until SIGINT or SIGTERM; the exit status."""
     console = Console()
     stop = stop_event()
-    async with running(StackOptions(folder, "up", workers, database_url), log_to(console)) as stack:
+    async with running(
+        StackOptions(folder, "up", workers, database_url, console=with_console), log_to(console)
+    ) as stack:
         console.print(welcome(stack), soft_wrap=True)
         await stop.wait()
         console.print("Stopping: the API first, then the workers drain. Ctrl-C again does not hurry it.")
@@ -50,6 +59,7 @@ def welcome(stack: Stack) -> Text:
     return Text.assemble(
         ("\nThe road is open.\n", "bold green"),
         f"  API        {stack.api_url}   (pages: {stack.api_url}/docs)\n",
+        *([f"  console    {stack.console_link}   (signs in once)\n"] if stack.options.console else []),
         f"  RabbitMQ   {stack.node.management_url}\n",
         f"  database   {stack.database_url}\n",
         f"  mails      {stack.ledger}\n",

@@ -25,7 +25,12 @@ def console(
     host: Annotated[str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on.", show_default="8100")] = None,
     mailbox: Annotated[
-        str, typer.Option(envvar=MAILBOX, help="A development mailbox, as module:attribute.", show_default=False)
+        str,
+        typer.Option(
+            envvar=MAILBOX,
+            help="A development mailbox, or a function that makes it, as module:attribute.",
+            show_default=False,
+        ),
     ] = "",
 ) -> None:
     """Serve the console until told to stop: see the flow, find an order's whole story, mend what failed.
@@ -47,9 +52,10 @@ def console(
 
 
 def _mailbox(reference: str) -> Any:
-    """The mailbox `module:attribute`."""
+    """The mailbox `module:attribute`; a function makes it."""
     module, _, attribute = reference.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
+        return found() if callable(found) else found
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"the mailbox {reference!r} cannot be loaded: {error}") from error

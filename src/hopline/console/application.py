@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
@@ -23,7 +23,7 @@ from hopline.console.config import ConsoleSettings
 from hopline.console.desk import Desk, code_of
 from hopline.console.live import Live
 from hopline.console.mailbox import Mailbox
-from hopline.console.pages import audit, dead, flow, letter, replays, scheduled
+from hopline.console.pages import audit, dead, flow, letter, message, queues, replays, scheduled, search, story, workers
 from hopline.console.pages import mailbox as mailbox_page
 from hopline.console.passwords import Failures, OneTimeLink, Passwords
 from hopline.console.rendering import STATIC, Rendering, static_place
@@ -31,6 +31,7 @@ from hopline.console.replays import Replays
 from hopline.console.sessions import Sessions, Signer
 from hopline.console.web import FORM_BYTES, access, check_access
 from hopline.database import Database
+from hopline.history import Rate, rates
 from hopline.outbox import Outbox
 from hopline.status import Status, snapshot
 
@@ -86,10 +87,15 @@ def create_console(app: Hopline, settings: ConsoleSettings, *, mailbox: Mailbox 
 def _routes(mailbox: Mailbox | None) -> Sequence[ControllerRouterHandler]:
     return [
         *flow.ROUTES,
+        *search.ROUTES,
+        *story.ROUTES,
+        *message.ROUTES,
         *dead.ROUTES,
         *letter.ROUTES,
         *replays.ROUTES,
+        *queues.ROUTES,
         *scheduled.ROUTES,
+        *workers.ROUTES,
         *audit.ROUTES,
         *mailbox_page.routes(mailbox),
         *events.ROUTES,
@@ -108,8 +114,8 @@ def _desk(app: Hopline, settings: ConsoleSettings, mailbox: Mailbox | None) -> D
     sessions = Sessions(signer, seconds=settings.session_hours * 3_600, clock=time.time)
     code = code_of(app)
 
-    async def measure() -> Status:
-        return await snapshot(database, app.handlers.queues(), app.settings)
+    async def measure() -> tuple[Status, Mapping[str, Rate]]:
+        return await snapshot(database, app.handlers.queues(), app.settings), await rates(database)
 
     return Desk(
         app=app,

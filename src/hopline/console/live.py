@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from hopline.errors import HoplineError
+from hopline.history import Rate
 from hopline.status import Status
 
 MEASURE_SECONDS = 15.0
@@ -24,7 +25,7 @@ HEARTBEAT_SECONDS = 15.0
 
 log = structlog.get_logger("hopline.console")
 
-Measure = Callable[[], Awaitable[Status]]
+Measure = Callable[[], Awaitable[tuple[Status, Mapping[str, Rate]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Sample:
     """None: the database did not answer."""
     trouble: str = ""
     """Why not."""
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    """By endpoint, of the last minutes."""
 
 
 class TooManyStreams(HoplineError):
@@ -73,8 +76,8 @@ class Live:
     async def _take(self) -> Sample:
         try:
             async with asyncio.timeout(MEASURE_SECONDS):
-                status = await self._measure()
-            self._latest = Sample(time.monotonic(), status)
+                status, rates = await self._measure()
+            self._latest = Sample(time.monotonic(), status, rates=rates)
         except HoplineError as error:
             self._latest = Sample(time.monotonic(), None, str(error))
         except TimeoutError:

@@ -5,7 +5,7 @@ It shows the sampler's latest sample, so that a hundred open pages cost one meas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -15,8 +15,10 @@ from hopline.console.formatting import counted, duration, number
 from hopline.console.live import Sample
 from hopline.console.request import Http
 from hopline.console.web import desk_of, page
+from hopline.console.windows import window_of
 from hopline.handlers import Endpoint
-from hopline.status import PausedQueue, QueueStatus, Status, WorkerStatus, troubles
+from hopline.history import WINDOWS, Rate, Window
+from hopline.status import Check, QueueStatus, Status, WorkerStatus, checks, troubles
 
 Tone = Literal["ok", "busy", "warn", "bad", "idle"]
 
@@ -67,6 +69,7 @@ class Sign(msgspec.Struct, frozen=True):
     label: str
     value: str
     tone: Tone
+    word: str
     text: str
     href: str
 
@@ -89,12 +92,33 @@ class Flow(msgspec.Struct, frozen=True):
     troubles: tuple[str, ...] = ()
     tone: Tone = "idle"
     """The worst of it all."""
+    window: Window = "15m"
+    """Of the charts."""
+    windows: tuple[str, ...] = tuple(WINDOWS)
 
 
 async def view(request: Http) -> Flow:
     """The latest picture."""
     desk = desk_of(request)
-    return flow_of(await desk.live.sample(), list(desk.app.handlers))
+    found = flow_of(await desk.live.sample(), list(desk.app.handlers))
+    return msgspec.structs.replace(found, window=window_of(request))
+
+
+WORDS: dict[str, str] = {"ok": "fine", "warn": "look", "bad": "wrong", "idle": "not known"}
+PLACES = {
+    "broker": "/queues",
+    "unsent": "/scheduled",
+    "age": "/queues",
+    "consumers": "/queues",
+    "links": "/workers",
+    "workers": "/workers",
+    "paused": "/queues",
+    "held": "/queues",
+    "dead-today": "/dead/letters?state=any",
+    "parked": "/dead",
+    "missing": "/audit",
+}
+"""Where more is told of each check."""
 
 
 def flow_of(sample: Sample, endpoints: Sequence[Endpoint]) -> Flow:
@@ -102,7 +126,7 @@ def flow_of(sample: Sample, endpoints: Sequence[Endpoint]) -> Flow:
     status = sample.status
     if status is None:
         return Flow(None, sample.trouble, tone="bad")
-    queues = tuple(_queue(queue, status, endpoints) for queue in status.queues)
+    queues = tuple(_queue(queue, status, endpoints, sample.rates) for queue in status.queues)
     wrong = tuple(troubles(status))
     return Flow(
         at=status.at,
@@ -112,8 +136,10 @@ def flow_of(sample: Sample, endpoints: Sequence[Endpoint]) -> Flow:
         exchange=_exchange(status),
         queues=queues,
         workers=_workers(status),
+        done=_done(sample.rates),
         retry=_retry(status),
         dead=_dead(status),
+        signs=tuple(_sign(check) for check in checks(status)),
         troubles=wrong,
         tone="bad" if wrong else "ok",
     )
@@ -144,10 +170,25 @@ def _exchange(status: Status) -> Place:
     return Place("exchange", "RabbitMQ", number(flight), "in flight", "ok", "/queues")
 
 
-def _queue(queue: QueueStatus, status: Status, endpoints: Sequence[Endpoint]) -> QueuePlace:
-    paused = next((one for one in status.paused if one.queue == queue.name), None)
+def _sign(check: Check) -> Sign:
+    word = "by a person" if check.key == "held" and check.tone == "idle" else WORDS[check.tone]
+    text = " ".join(part for part in (check.text, check.hint and f"→ {check.hint}") if part)
+    return Sign(check.key, check.label, check.value, check.tone, word, text, PLACES.get(check.key, ""))
+
+
+def _done(rates: Mapping[str, Rate]) -> Place:
+    done = sum(rate.done for rate in rates.values())
+    rate = sum(rate.per_second for rate in rates.values())
+    text = f"{number(done)} in 5 min"
+    return Place("done", "Done", f"{number(rate, 1 if rate < 10 else 0)}/s", text, "ok", "/queues")
+
+
+def _queue(queue: QueueStatus, status: Status, endpoints: Sequence[Endpoint], rates: Mapping[str, Rate]) -> QueuePlace:
+    mine = [rates[one.name] for one in endpoints if one.queue == queue.name and one.name in rates]
+    slowest = [rate.handler_p99 for rate in mine if rate.handler_p99 is not None]
+    paused = queue.name in {one.queue for one in status.paused} | {one.queue for one in status.held}
     expected = sum(queue.name in one.queues for one in status.workers if one.alive)
-    tone, word = _queue_tone(queue, paused)
+    tone, word = _queue_tone(queue, is_paused=paused)
     return QueuePlace(
         name=queue.name,
         href=f"/queues/{queue.name}",
@@ -161,15 +202,17 @@ def _queue(queue: QueueStatus, status: Status, endpoints: Sequence[Endpoint]) ->
         consumers=queue.consumers,
         expected=expected,
         types=tuple(sorted({e.type.name for e in endpoints if e.queue == queue.name})),
+        rate=sum(rate.per_second for rate in mine) if mine else None,
+        p99_seconds=max(slowest, default=None),
     )
 
 
-def _queue_tone(queue: QueueStatus, paused: PausedQueue | None) -> tuple[Tone, str]:
+def _queue_tone(queue: QueueStatus, *, is_paused: bool) -> tuple[Tone, str]:
     if queue.exists is False:
         return "bad", "missing"
     if queue.depth is None:
         return "idle", "unknown"
-    if paused is not None:
+    if is_paused:
         return "warn", "paused"
     if not queue.depth:
         return "ok", "empty"

@@ -108,8 +108,7 @@ function watchVisibility(url) {
 
 /** Starts. */
 export function startLive() {
-  const own = document.querySelector("meta[name=hopline-events]");
-  const url = own?.getAttribute("content") ?? document.body.dataset.events;
+  const url = document.body.dataset.events;
   if (!url) return;
   connect(url);
   watchVisibility(url);
