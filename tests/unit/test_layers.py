@@ -41,7 +41,7 @@ ORDERS = """
     letters mailer store
     deciding lookups placing
     api catalogue emails handlers
-    dataset wiring
+    console dataset wiring
     replay stack
     up
     demo
@@ -56,6 +56,9 @@ LAZY = {
     ("orders.dataset", "pyarrow"): "the extra `journey`",
 }
 """Imports that may stand in a function, and why."""
+
+EXTRAS = ("hopline.console",)
+"""Parts that need an extra to be installed: programs import what they export themselves."""
 
 APART = ("orders.api", "orders.handlers")
 """Two that never reach each other, not even through a third: only messages join them."""
@@ -162,10 +165,13 @@ def between(tree: Tree, each: Import, target: str) -> Iterator[str]:
     if package != other_package:
         if package == "hopline":
             yield f"{each.target}: the engine knows no application"
-        elif each.target != other_package and each.target.removeprefix(f"{other_package}.") not in tree.exports(
-            other_package
+        owner = next((extra for extra in EXTRAS if each.target.startswith(f"{extra}.")), other_package)
+        if (
+            package != "hopline"
+            and each.target != owner
+            and each.target.removeprefix(f"{owner}.") not in tree.exports(owner)
         ):
-            yield f"{each.target} is not what {other_package}/__init__.py exports"
+            yield f"{each.target} is not what {owner}/__init__.py exports"
         return
     if not name or name == other:
         return  # the package itself may export anything of its own; a folder is one entry
