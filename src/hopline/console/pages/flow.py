@@ -172,7 +172,7 @@ def _exchange(status: Status) -> Place:
 
 def _sign(check: Check) -> Sign:
     word = "by a person" if check.key == "held" and check.tone == "idle" else WORDS[check.tone]
-    text = " ".join(part for part in (check.text, check.hint and f"→ {check.hint}") if part)
+    text = check.text or (check.hint and f"→ {check.hint}")
     return Sign(check.key, check.label, check.value, check.tone, word, text, PLACES.get(check.key, ""))
 
 

@@ -103,7 +103,7 @@ def story_of(flow: str, steps: Sequence[Step], at: datetime, mask: Mask | None) 
         text=text,
         began_at=steps[0].at,
         took_seconds=(steps[-1].at - steps[0].at).total_seconds(),
-        bars=tuple(_bars(shown, at))[:BARS],
+        bars=tuple(sorted(_bars(shown, at), key=lambda bar: bar.start_ms))[:BARS],
         messages=messages,
         steps=tuple(shown),
         left_out=len(steps) - len(shown),

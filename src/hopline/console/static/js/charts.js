@@ -87,7 +87,8 @@ class Chart {
 
   draw() {
     const colours = coloursOf(this.figure, this.lines);
-    const series = this.lines.map((line, i) => ({ stroke: colours.lines[i], width: 1.75, points: { show: false }, dash: line.dash }));
+    const points = { show: this.kind === "latency", size: 4 }; // a step of work between two without is no line
+    const series = this.lines.map((line, i) => ({ stroke: colours.lines[i], width: 1.75, points, dash: line.dash }));
     const options = {
       ...this.size(),
       legend: { show: false },
