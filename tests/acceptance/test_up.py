@@ -146,7 +146,7 @@ async def test_three_workers_share_the_work_and_ctrl_c_drains_and_stops_all(tmp_
     folder = tmp_path / ".hopline"
     with up(folder, "--workers", 3) as (process, running):
         roles = {role["role"]: role for role in running["roles"]}
-        assert set(roles) == {"rabbitmq", "mailbox", "api", "worker-1", "worker-2", "worker-3"}
+        assert set(roles) == {"rabbitmq", "mailbox", "api", "worker-1", "worker-2", "worker-3", "console"}
         assert all(is_alive(role["pid"]) for role in roles.values())
         assert running["supervisor_pid"] == process.pid
         url, ledger = running["urls"]["api"], Path(running["mail_ledger"])

@@ -169,8 +169,12 @@ async def console(
     """The console of the program of tests.support.letters, on its database, which is made."""
     app = Hopline(handlers=[handlers], messages=[Lost], settings=settings or settings_of(database_url))
     made = create_console(app, console_settings(**changes), mailbox=mailbox)
-    async with opened(database_url) as database, made.lifespan():
-        yield Stocked(made, database)
+    one: Desk = made.state.desk
+    async with opened(database_url) as database:
+        try:
+            yield Stocked(made, database)
+        finally:
+            await one.close()
 
 
 @asynccontextmanager

@@ -276,9 +276,11 @@ def process_state(pid: int) -> str:
 
 
 @asynccontextmanager
-async def system(folder: Path, database_url: str = "", *, workers: int = 1, scale: Scale) -> AsyncIterator[System]:
+async def system(
+    folder: Path, database_url: str = "", *, workers: int = 1, scale: Scale, console: bool = False
+) -> AsyncIterator[System]:
     """Starts a stack below `folder`, and stops it."""
-    options = StackOptions(folder, "test", workers, database_url, environment=scale.environment)
+    options = StackOptions(folder, "test", workers, database_url, environment=scale.environment, console=console)
     async with running(options, lambda _role, _line: None) as stack:
         await asyncio.to_thread(sync_queues, stack.node)
         stock = dict(await oracle.query(stack.database_url, "SELECT sku, on_hand FROM products"))

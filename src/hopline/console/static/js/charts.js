@@ -14,6 +14,17 @@ const FRESH_MS = 10_000;
 /** @type {uPlot.Range.Function} */
 const fromZero = (_plot, _least, most) => [0, most * 1.1 || 1];
 
+/**
+ * A step of work between two without is no line, so it is drawn as a point.
+ * @type {uPlot.Series.Points.Filter}
+ */
+const lonely = (plot, series) => {
+  const values = plot.data[series];
+  /** @param {number} i */
+  const isGap = (i) => values[i] === null || values[i] === undefined;
+  return [...values.keys()].filter((i) => !isGap(i) && isGap(i - 1) && isGap(i + 1));
+};
+
 class Chart {
   /** @param {HTMLElement} figure */
   constructor(figure) {
@@ -87,10 +98,11 @@ class Chart {
 
   draw() {
     const colours = coloursOf(this.figure, this.lines);
-    const points = { show: this.kind === "latency", size: 4 }; // a step of work between two without is no line
+    const points = { show: true, size: 4, filter: lonely };
     const series = this.lines.map((line, i) => ({ stroke: colours.lines[i], width: 1.75, points, dash: line.dash }));
     const options = {
       ...this.size(),
+      padding: [10, 8, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { y: { range: fromZero } },
