@@ -105,8 +105,13 @@ async def view_groups(request: Http) -> Groups:
     desk, mask = desk_of(request), desk_of(request).mask_for(request)
     async with desk.database.reading() as connection:
         found = await deadletter_queries.groups(connection, Filter())
-    rows = tuple(GroupRow(_masked_group(one, mask), _masked_group(one, mask).sample_error) for one in found)
-    return Groups(rows, _jobs(desk))
+        trends = await deadletter_queries.trends(connection, [one.fingerprint for one in found])
+    return Groups(tuple(_group_row(one, mask, trends.get(one.fingerprint, ())) for one in found), _jobs(desk))
+
+
+def _group_row(group: Group, mask: Mask | None, trend: tuple[int, ...]) -> GroupRow:
+    shown = _masked_group(group, mask)
+    return GroupRow(shown, shown.sample_error, trend, group.count_is_least)
 
 
 async def view_group(request: Http) -> GroupPage:

@@ -172,8 +172,7 @@ def _exchange(status: Status) -> Place:
 
 def _sign(check: Check) -> Sign:
     word = "by a person" if check.key == "held" and check.tone == "idle" else WORDS[check.tone]
-    text = check.text or (check.hint and f"→ {check.hint}")
-    return Sign(check.key, check.label, check.value, check.tone, word, text, PLACES.get(check.key, ""))
+    return Sign(check.key, check.label, check.value, check.tone, word, check.text, PLACES.get(check.key, ""))
 
 
 def _done(rates: Mapping[str, Rate]) -> Place:
@@ -231,7 +230,7 @@ def _workers(status: Status) -> Place:
 
 
 def _worker_words(workers: Sequence[WorkerStatus], busy: int) -> Iterator[str]:
-    yield f"{counted(busy, 'delivery', 'deliveries')} in hand"
+    yield f"{number(busy)} in hand"
     if dead := sum(not one.alive for one in workers):
         yield f"{number(dead)} died"
 

@@ -102,7 +102,7 @@ class Chart {
     const series = this.lines.map((line, i) => ({ stroke: colours.lines[i], width: 1.75, points, dash: line.dash }));
     const options = {
       ...this.size(),
-      padding: [10, 8, 0, 0],
+      padding: /** @type {uPlot.Padding} */ ([10, 8, 0, 0]),
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { y: { range: fromZero } },
