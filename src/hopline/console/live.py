@@ -33,7 +33,7 @@ class Sample:
     """What one measurement found."""
 
     taken_at: float
-    """By the monotonic clock."""
+    """When its measurement began, by the monotonic clock."""
     status: Status | None
     """None: the database did not answer."""
     trouble: str = ""
@@ -58,6 +58,7 @@ class Live:
         self._measuring: asyncio.Task[Sample] | None = None
         self._loop: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
+        self._expired_at = 0.0
 
     @property
     def known(self) -> Sample | None:
@@ -67,24 +68,35 @@ class Live:
     async def sample(self) -> Sample:
         """A sample that is no older than the interval; those who ask meanwhile share one measurement."""
         latest = self._latest
-        if latest is not None and time.monotonic() - latest.taken_at < self._seconds:
+        if latest is not None and time.monotonic() - latest.taken_at < self._seconds and self._holds(latest):
             return latest
-        if self._measuring is None or self._measuring.done():
-            self._measuring = asyncio.create_task(self._take(), name="console sample")
-        return await asyncio.shield(self._measuring)
+        while True:
+            if self._measuring is None or self._measuring.done():
+                self._measuring = asyncio.create_task(self._take(), name="console sample")
+            found = await asyncio.shield(self._measuring)
+            if self._holds(found):
+                return found
+
+    def expire(self) -> None:
+        """Somebody has acted: no measurement that began before is an answer to who asks from now on."""
+        self._expired_at = time.monotonic()
+
+    def _holds(self, sample: Sample) -> bool:
+        return sample.taken_at >= self._expired_at
 
     async def _take(self) -> Sample:
+        began = time.monotonic()
         try:
             async with asyncio.timeout(MEASURE_SECONDS):
                 status, rates = await self._measure()
-            self._latest = Sample(time.monotonic(), status, rates=rates)
+            self._latest = Sample(began, status, rates=rates)
         except HoplineError as error:
-            self._latest = Sample(time.monotonic(), None, str(error))
+            self._latest = Sample(began, None, str(error))
         except TimeoutError:
-            self._latest = Sample(time.monotonic(), None, f"no answer within {MEASURE_SECONDS:g} s")
+            self._latest = Sample(began, None, f"no answer within {MEASURE_SECONDS:g} s")
         except Exception as error:
             log.exception("the flow could not be measured")
-            self._latest = Sample(time.monotonic(), None, f"it could not be measured: {type(error).__name__}")
+            self._latest = Sample(began, None, f"it could not be measured: {type(error).__name__}")
             raise
         return self._latest
 

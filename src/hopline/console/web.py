@@ -107,15 +107,19 @@ def twin_path(path: str) -> str:
 def action(path: str, act: ActionFunction, allowed: Access = "operator") -> list[HTTPRouteHandler]:
     """The two routes of an action."""
 
-    async def html(request: Http) -> Response[Any]:
+    async def acted(request: Http) -> Done:
         done = await act(request, await checked_form(request))
+        desk_of(request).live.expire()
+        return done
+
+    async def html(request: Http) -> Response[Any]:
+        done = await acted(request)
         answer = redirect(request, done.to)
         desk_of(request).rendering.tell(request, answer, Flash(done.tone, done.text))
         return answer
 
     async def twin(request: Http) -> Response[Any]:
-        done = await act(request, await checked_form(request))
-        return json_answer(done)
+        return json_answer(await acted(request))
 
     return [
         post(path, status_code=303, opt=access(allowed))(html),
