@@ -172,8 +172,11 @@ async def give_up_lease(tx: Transaction, ids: Sequence[str]) -> None:
         await tx.execute(_unsent(tx.dialect).values(next_at=now()), _IDS.given(tx.dialect, id=sorted(ids)))
 
 
-async def waiting(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> set[str]:
-    """The messages of which a send to this queue, of the same run and attempt, is unsent already."""
+async def scheduled(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> set[str]:
+    """The messages of which a send to this queue, of the same run and attempt, is still to come.
+
+    A send that is due counts as gone, marked or not: what is at hand may have come by it.
+    """
     given = _OF_ATTEMPTS.given(
         tx.dialect,
         id=[envelope.id for envelope in envelopes],
@@ -181,7 +184,7 @@ async def waiting(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) ->
         attempt=[envelope.attempt for envelope in envelopes],
     )
     found = await tx.rows(_sent_before(tx.dialect), {"to_queue": queue, **given})
-    return {row.message_id for row in found if row.next_at is not None}
+    return {row.message_id for row in found if row.is_to_come}
 
 
 async def first_sends(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> dict[str, datetime]:
@@ -301,7 +304,9 @@ def _reading(dialect: Dialect) -> sa.Executable:
 @cache
 def _sent_before(dialect: Dialect) -> sa.Select[Any]:
     given = _OF_ATTEMPTS.table(dialect)
-    return sa.select(outbox.c.message_id, outbox.c.next_at).where(
+    # next_at is never before due_at: no process has published what is not due. Cancelled is what has no next_at.
+    is_to_come = sa.and_(outbox.c.next_at.is_not(None), outbox.c.due_at > now()).label("is_to_come")
+    return sa.select(outbox.c.message_id, is_to_come).where(
         outbox.c.message_id == given.c.id,
         outbox.c.run == given.c.run,
         outbox.c.attempt == given.c.attempt,

@@ -172,6 +172,35 @@ async def test_a_group_pauses_too(database_url: str) -> None:
     await pausing(database_url, tx=True)
 
 
+def down(_: str) -> None:
+    raise DependencyDown("no mail server")
+
+
+async def test_what_came_by_a_send_that_is_not_marked_yet_is_deferred_all_the_same(database_url: str) -> None:
+    """A process publishes, RabbitMQ delivers, and only then the mark of the confirm is stored: the row of this very
+    delivery is no deferral of it. Taken for one, the message would be acknowledged and gone."""
+    async with working(database_url, handling(down, tx=False), PATIENT) as (database, worker, _):
+        async with database.transaction() as tx:
+            tx.schedule(job("a", run=1), queue="jobs", delay_seconds=0)
+        (own,) = await rows(database, schema.outbox)
+
+        await handle_all(worker, [delivery_for("jobs", job("a", run=1, id=own.message_id))])
+
+        deferred = [row for row in await rows(database, schema.outbox) if row.id != own.id]
+    assert [(row.message_id, row.run, row.destination) for row in deferred] == [(own.message_id, 1, "jobs")]
+    assert deferred[0].due_at > own.due_at
+
+
+async def test_a_duplicate_of_what_is_deferred_already_is_dropped(database_url: str) -> None:
+    async with working(database_url, handling(down, tx=False), PATIENT) as (database, worker, consumer):
+        one = job("a")
+        await handle_all(worker, [delivery_for("jobs", one)])
+        await handle_all(worker, [delivery_for("jobs", one)])
+
+        assert len(await rows(database, schema.outbox)) == 1
+    assert len(consumer.settled) == 2
+
+
 async def test_a_paused_queue_is_probed_with_one_message_and_resumed(database_url: str) -> None:
     down = True
 

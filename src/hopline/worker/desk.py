@@ -164,9 +164,9 @@ class Desk:
 
     async def defer(self, tx: Transaction, queue: str, deferred: Sequence[tuple[Envelope, float]]) -> None:
         """Sends messages to their queue again, each after its delay, unless a duplicate has done so already."""
-        waiting = await outbox.waiting(tx, queue, [envelope for envelope, _ in deferred]) if deferred else set()
+        known = await outbox.scheduled(tx, queue, [envelope for envelope, _ in deferred]) if deferred else set()
         for envelope, delay_seconds in deferred:
-            if envelope.id not in waiting:
+            if envelope.id not in known:
                 tx.schedule(envelope.changed(suspect=False), queue=queue, delay_seconds=delay_seconds)
 
     async def _store_failures(
