@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -108,6 +108,11 @@ class Person:
         return answer
 
 
+def transport_of(application: Callable[..., Any], **options: Any) -> httpx.ASGITransport:
+    """To an ASGI application, whatever types it has for ASGI's plain mappings."""
+    return httpx.ASGITransport(cast("Any", application), **options)
+
+
 def token_of(page: str) -> str:
     """The token of a page's forms."""
     found = _CSRF.search(page)
@@ -136,7 +141,7 @@ class Stocked:
     @asynccontextmanager
     async def person(self, password: str = "", name: str = "", **client: Any) -> AsyncIterator[Person]:
         """A browser, signed in if a password is given."""
-        transport = httpx.ASGITransport(cast("Any", self.console), client=("192.0.2.1", 4711))
+        transport = transport_of(self.console, client=("192.0.2.1", 4711))
         async with httpx.AsyncClient(transport=transport, **{"base_url": URL, **client}) as http:
             person = Person(http)
             if password:
