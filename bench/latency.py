@@ -2,7 +2,8 @@
 
 Open loops: things are sent at fixed times, and what is late counts from the time at which it was due. Publish to
 handler is a no-op message of 1 KiB, from its sending to the first line of its handler in another process (for Hopline:
-the commit of its row included). POST to confirmed is from the due time of the request to the commit that decides the
+the commit of its row included). The floor is what the machine takes for that with no engine at all: one row committed,
+then bare AMQP. POST to confirmed is from the due time of the request to the commit that decides the
 order: by Postgres' own account of it (track_commit_timestamp), on SQLite by the time in the row, which is a little
 earlier. A side that cannot keep up with a rate is said to be saturated, with the share that it did handle.
 """
@@ -35,8 +36,17 @@ WAIT_SECONDS: Final = 15.0
 """After the last one was sent; what has no end by then counts as none."""
 BEHIND_MS: Final = 1000.0
 """A side whose median is beyond this does not keep up with the rate: it would get worse for as long as it lasts."""
+LEAST_SAMPLES: Final = 20
+"""A low rate is held for so many."""
 START_SECONDS: Final = 1.0
 """Between the first sign of life and the measurement."""
+FLOOR: Final = Library(
+    "floor",
+    "The floor: a row committed, then bare AMQP",
+    lambda: [sys.executable, "-m", "bench.floor"],
+    lambda: [sys.executable, "-m", "bench.floor", "work"],
+)
+SENDERS: Final = {FLOOR.name: FLOOR, **LIBRARIES}
 PATHS: Final = {"handler": "publish to handler", "post": "POST to its answer", "confirmed": "POST to confirmed"}
 PACKAGES: Final = ["celery", "dramatiq", "taskiq", "faststream", "fastapi", "sqlalchemy"]
 
@@ -84,8 +94,8 @@ def measure_library(site: Site, library: Library, rates: Sequence[int], seconds:
             run([*send, 1, 2], environment, timeout_seconds=60)  # the worker is up when this arrives
             group.wait_for(lambda: tally.count >= first + 2, f"{library.name} handles messages")
             for rate in rates:
-                first = tally.count
-                told = json.loads(run([*send, seconds, rate], environment, timeout_seconds=600).output.splitlines()[-1])
+                first, held = tally.count, _held_seconds(rate, seconds)
+                told = json.loads(run([*send, held, rate], environment, timeout_seconds=600).output.splitlines()[-1])
                 _wait(partial(_all_handled, tally, first + told["messages"]))
                 found[library.name, "handler", rate] = Times.of(tally.seconds(first), told["messages"])
         finally:
@@ -100,8 +110,9 @@ def measure_side(site: Site, side: Side, bodies: Path, rates: Sequence[int], sec
         load.post(started.url, bodies, 1)
         time.sleep(START_SECONDS)
         for rate in rates:
-            answers = _post(stand, started, bodies, rate, seconds)
-            expected = max(1, int(rate * seconds))
+            held = _held_seconds(rate, seconds)
+            answers = _post(stand, started, bodies, rate, held)
+            expected = max(1, int(rate * held))
             _wait(partial(_all_decided, site, stand, answers))
             decided = _decided(site, stand)
             ends = [decided[each] - due_at for each, (due_at, _) in answers.items() if each in decided]
@@ -110,6 +121,10 @@ def measure_side(site: Site, side: Side, bodies: Path, rates: Sequence[int], sec
             if found[side.name, "confirmed", rate].ended < 1:
                 break  # what is left over would spoil the next one
     return found
+
+
+def _held_seconds(rate: int, seconds: float) -> float:
+    return max(seconds, LEAST_SAMPLES / rate)
 
 
 def _all_handled(tally: Tally, expected: int) -> bool:
@@ -152,7 +167,7 @@ def measure_all(site: Site, options: Any, bodies: Path) -> list[Found]:
         say(f"round {number + 1} of {options.rounds}")
         found: Found = {}
         for name in _turned(options.libraries, number):
-            found |= _told(measure_library(site, LIBRARIES[name], options.rates, options.seconds))
+            found |= _told(measure_library(site, SENDERS[name], options.rates, options.seconds))
         for name in _turned(options.sides, number):
             found |= _told(measure_side(site, SIDES[name], bodies, options.rates, options.seconds))
         results.append(found)
@@ -222,12 +237,12 @@ def _rows(title: str, rates: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _sides(results: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
     """What was found on one path, by side, in the order in which the sides are declared everywhere."""
     found = results["sides"]
-    declared: Sequence[str] = list(LIBRARIES) if path == "handler" else list(SIDES)
+    declared: Sequence[str] = list(SENDERS) if path == "handler" else list(SIDES)
     return {side: found[side][path] for side in declared if path in found.get(side, {})}
 
 
 def _title(side: str, path: str) -> str:
-    return LIBRARIES[side].title if path == "handler" else SIDES[side].title
+    return SENDERS[side].title if path == "handler" else SIDES[side].title
 
 
 def chart(results: dict[str, Any]) -> str:
@@ -259,7 +274,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = report.parser("latency", __doc__ or "")
     parser.add_argument("--seconds", type=float, default=10, help="how long each rate is held (10)")
     parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="a second (1 100 1000)")
-    parser.add_argument("--libraries", nargs="*", choices=list(LIBRARIES), default=list(LIBRARIES), help="(all)")
+    parser.add_argument("--libraries", nargs="*", choices=list(SENDERS), default=list(SENDERS), help="(all)")
     parser.add_argument("--sides", nargs="*", choices=list(SIDES), default=list(BEST), help=f"({' '.join(BEST)})")
     options = parser.parse_args(arguments)
     peers = machine.packages(peers_python(), PACKAGES)
