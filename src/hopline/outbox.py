@@ -1,7 +1,7 @@
 """The outbox: one thin row per send. Everything that goes to RabbitMQ goes through here.
 
 `Outbox` rides along with every write transaction: it stores what the transaction sends, and after the commit
-hands it to the relay's window if that had room. Invariant: a row leaves the due index only when its confirm
+hands it to the relay if that had room. Invariant: a row leaves the due index only when its confirm
 is known (sent), it was cancelled, or it is parked. Time is the database's alone.
 """
 
@@ -26,19 +26,19 @@ from hopline.schema import Id, Json, UtcTime, messages, outbox
 RETRY_AFTER_SECONDS = 5
 
 
-class Window(Protocol):
-    """The relay's bounded memory between commit and confirm."""
+class Sender(Protocol):
+    """Who publishes what was committed: the relay of this process."""
 
-    def reserve(self, wanted: int) -> int:
-        """Reserves up to `wanted` slots; 0 while the broker cannot be reached."""
+    def reserve(self, sends: Sequence[Send]) -> int:
+        """How many of them, from the first on, it will hold; 0 while the broker cannot be reached."""
         ...
 
-    def release(self, slots: int) -> None:
-        """Gives reserved slots back unused."""
+    def release(self, sends: Sequence[Send]) -> None:
+        """They were reserved, and were not committed."""
         ...
 
     def offer(self, sends: Sequence[Send]) -> None:
-        """Takes committed sends into reserved slots, to be published at once."""
+        """They were reserved and are committed: publishes them at once."""
         ...
 
 
@@ -48,7 +48,7 @@ class Outbox:
     def __init__(self, *, limit: int, lease_seconds: float) -> None:
         self.limit = limit
         self.lease_seconds = lease_seconds
-        self.window: Window | None = None
+        self.sender: Sender | None = None
         self.unsent = 0
 
     async def board(self, tx: Transaction) -> Callable[[bool], None] | None:
@@ -58,10 +58,9 @@ class Outbox:
         if self.unsent + len(tx.sends) > self.limit:
             raise OutboxFull(self.unsent, self.limit, RETRY_AFTER_SECONDS)
         immediate = [send for send in tx.sends if send.delay_seconds == 0.0]
-        slots = self.window.reserve(len(immediate)) if self.window else 0
-        leased = immediate[:slots]
+        leased = immediate[: self.sender.reserve(immediate)] if self.sender else []
         store(tx, tx.sends, leased={send.id for send in leased}, lease_seconds=self.lease_seconds)
-        waiting = len(tx.sends) - slots
+        waiting = len(tx.sends) - len(leased)
 
         def land(committed: bool) -> None:
             if committed:
@@ -71,12 +70,12 @@ class Outbox:
         return land
 
     def _land(self, leased: Sequence[Send], *, committed: bool) -> None:
-        if self.window is None or not leased:
+        if self.sender is None or not leased:
             return
         if committed:
-            self.window.offer(leased)
+            self.sender.offer(leased)
         else:
-            self.window.release(len(leased))
+            self.sender.release(leased)
 
 
 def store(tx: Transaction, sends: Sequence[Send], *, leased: set[str], lease_seconds: float) -> None:

@@ -27,6 +27,7 @@ from hopline.deadletters import DeadLetter, park
 from hopline.errors import DatabaseError
 from hopline.outbox import Outbox
 from hopline.settings import Settings
+from hopline.window import Window
 
 CHUNK_MESSAGES = 250
 MARKS_PER_TRANSACTION = 1_000
@@ -59,7 +60,7 @@ class Relay:
         self._publisher = publisher
         self._settings = settings
         self._optional_types = optional_types
-        self._free = settings.relay_window
+        self._window = Window(messages=settings.relay_window, bytes_=settings.relay_window_bytes)
         self._flights: set[asyncio.Task[None]] = set()
         self._leased: set[str] = set()
         """Rows that are being published, to be given up if the process stops before their outcome is known."""
@@ -69,29 +70,29 @@ class Relay:
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
 
-    # -- the window, as the outbox sees it
+    # -- as the outbox sees it
 
-    def reserve(self, wanted: int) -> int:
-        """See outbox.Window: room in memory, and a broker that can be reached."""
-        if self._stopping or not self._publisher.ready:
-            return 0
-        granted = min(wanted, self._free)
-        self._free -= granted
-        return granted
+    def reserve(self, sends: Sequence[Send]) -> int:
+        """See outbox.Sender: as there is room in memory, and a broker that can be reached."""
+        return self._window.take(sends) if self._can_send else 0
 
-    def release(self, slots: int) -> None:
-        """See outbox.Window."""
-        self._free += slots
+    def release(self, sends: Sequence[Send]) -> None:
+        """See outbox.Sender."""
+        self._window.give(sends)
 
     def offer(self, sends: Sequence[Send]) -> None:
-        """See outbox.Window: publishes now."""
+        """See outbox.Sender."""
         self._launch([(send, 0) for send in sends])
+
+    @property
+    def _can_send(self) -> bool:
+        return self._publisher.ready and not self._stopping
 
     # -- life
 
     def start(self) -> None:
         """Begins to sweep and to mark, and takes the outbox's new sends from now on."""
-        self._store.window = self
+        self._store.sender = self
         self._database.riders.append(self)
         self._loops = [
             asyncio.create_task(self._sweep_forever(), name="relay sweep"),
@@ -114,7 +115,7 @@ class Relay:
         for task in (*self._loops, *self._flights):
             task.cancel()
         await asyncio.gather(*self._loops, *self._flights, return_exceptions=True)
-        self._store.window = None
+        self._store.sender = None
         if self in self._database.riders:
             self._database.riders.remove(self)
         with suppress(DatabaseError):  # then the leases end by themselves, and another relay sends the rows
@@ -157,7 +158,7 @@ class Relay:
             log.exception("a batch could not be published", messages=len(sends))
             outcomes = [Published.REFUSED] * len(sends)
         finally:
-            self._free += len(sends)
+            self._window.give([send for send, _ in sends])
             metrics.published((outcome.value for outcome in outcomes), time.monotonic() - started)
             sent = [send.id for (send, _), outcome in zip(sends, outcomes, strict=True) if self._is_sent(send, outcome)]
             if sent:
@@ -218,14 +219,11 @@ class Relay:
         async with self._database.reading() as connection:
             self._store.unsent = await outbox.count_unsent(connection, limit=self._store.limit)
             due = self._store.unsent > 0 and await outbox.is_due(connection)
-        room = self.reserve(CHUNK_MESSAGES) if due else 0
+        room = self._window.claimable(CHUNK_MESSAGES) if due and self._can_send else 0
         if not room:
             return False
-        claimed: list[tuple[Send, int]] = []
-        try:
-            claimed = await retried(lambda: self._claim(room))
-        finally:
-            self.release(room - len(claimed))
+        claimed = await retried(lambda: self._claim(room))
+        self._window.hold([send for send, _ in claimed])
         self._launch(claimed)
         return len(claimed) == room
 

@@ -28,8 +28,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     outbox_limit: int = 100_000
     """Messages that may wait unsent before a send is refused with OutboxFull (the API's 503)."""
-    relay_window: int = 4096
-    """Messages that one process holds in memory between commit and confirm."""
+    relay_window: int = 2048
+    """Messages that one process holds in memory between commit and confirm; more wait in the database."""
+    relay_window_bytes: int = 16 << 20
+    """Bytes of their bodies, likewise."""
     lease_seconds: float = 30.0
     """How long a process owns a row of the outbox before another may send it."""
     confirm_timeout_seconds: float = 10.0
@@ -99,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in (
             "outbox_limit",
             "relay_window",
+            "relay_window_bytes",
             "prefetch",
             "effect_concurrency",
             "group_members",

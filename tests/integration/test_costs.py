@@ -54,15 +54,15 @@ class Office(Mailer):
 
 
 class Kept:
-    """A window that takes what is committed, as the relay would."""
+    """Takes what is committed, as the relay would."""
 
     def __init__(self) -> None:
         self.sends: list[Send] = []
 
-    def reserve(self, wanted: int) -> int:
-        return wanted
+    def reserve(self, sends: Sequence[Send]) -> int:
+        return len(sends)
 
-    def release(self, slots: int) -> None: ...
+    def release(self, sends: Sequence[Send]) -> None: ...
 
     def offer(self, sends: Sequence[Send]) -> None:
         self.sends += sends
@@ -90,7 +90,7 @@ class Way:
         self._database = database
         self._kept, self._marks = Kept(), Marks()
         store_ = Outbox(limit=100_000, lease_seconds=30)
-        store_.window = self._kept
+        store_.sender = self._kept
         database.riders += [store_, self._marks]
         registry = Handlers()
         registry.include([handlers.handlers, emails.handlers(Office())])

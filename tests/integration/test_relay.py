@@ -17,7 +17,7 @@ from hopline.database import Database
 from hopline.errors import OutboxFull, UsageError
 from hopline.message import message
 from hopline.settings import Settings
-from tests.support.engine import FAST, ScriptedPublisher, relaying, rows
+from tests.support.engine import FAST, ScriptedPublisher, relaying, rows, send_of
 from tests.support.waiting import wait_until
 
 
@@ -111,13 +111,30 @@ async def test_while_the_broker_is_away_messages_wait_and_then_go(database_url: 
     publisher = ScriptedPublisher(ready=False)
     async with relaying(database_url, publisher) as (database, relay):
         await send(database, "a")
-        assert relay.reserve(1) == 0
+        assert relay.reserve([send_of()]) == 0
         assert not await all_sent(database)
 
         publisher.ready = True
 
         await wait_until(lambda: all_sent(database))
     assert [publish.envelope.key for publish in publisher.published] == ["a"]
+
+
+async def test_what_has_no_room_in_memory_waits_in_the_database_and_then_goes(database_url: str) -> None:
+    publisher = ScriptedPublisher(hold=asyncio.Event())
+    small = Settings(probe_seconds=0.05, lease_seconds=30.0, relay_window_bytes=10)
+    async with relaying(database_url, publisher, small) as (database, _):
+        for key in "abc":
+            await send(database, key)
+        await wait_until(lambda: len(publisher.published) == 1)
+        leased = [row for row in await rows(database, schema.outbox) if row.next_at > utcnow()]
+
+        assert publisher.hold is not None
+        publisher.hold.set()
+
+        await wait_until(lambda: all_sent(database))
+    assert len(leased) == 1
+    assert [publish.envelope.key for publish in publisher.published] == ["a", "b", "c"]
 
 
 async def test_what_a_dead_process_left_is_swept_when_its_lease_is_over(database_url: str) -> None:
@@ -278,7 +295,7 @@ async def test_a_batch_that_cannot_be_encoded_comes_again_and_stops_nothing(data
         await send(database, "a")
 
         await wait_until(lambda: all_sent(database))
-        assert relay.reserve(FAST.relay_window) == FAST.relay_window  # no slot is lost
+        assert relay.reserve([send_of()] * FAST.relay_window) == FAST.relay_window  # no room is lost
         assert not relay.crashed.done()
 
 

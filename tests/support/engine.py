@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from hopline.broker import Delivery, Publish, Published
 from hopline.clock import new_id, utcnow
-from hopline.database import Database
+from hopline.database import Database, Send
 from hopline.message import Envelope, type_of
 from hopline.outbox import Outbox
 from hopline.relay import Relay
@@ -72,6 +72,22 @@ def envelope_for(message: msgspec.Struct, **changes: object) -> Envelope:
         body=msgspec.json.encode(message),
     )
     return envelope.changed(**changes)
+
+
+def send_of(body: bytes = b"{}") -> Send:
+    """A send with such a body, as a transaction makes one."""
+    identifier = new_id()
+    envelope = Envelope(
+        id=identifier,
+        type="thing.made",
+        version=1,
+        key="a",
+        correlation_id=identifier,
+        cause_id=None,
+        created_at=utcnow(),
+        body=body,
+    )
+    return Send(new_id(), envelope, "", 0.0, new=True)
 
 
 def delivery_for(

@@ -25,7 +25,7 @@ HOPLINE = """
     database
     amqp management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
     history pausing draining
-    batching live properties heartbeat recovery retention
+    batching live properties heartbeat recovery retention window
     rabbitmq
     relay worker timeline messages search audit repair
     status

@@ -1,7 +1,7 @@
 """The event stream of live pages: each event is a whole snapshot, so that one that was missed is no loss.
 
-`GET /events` sends the figures; `?html=flow` also the Flow page's fragments, which only that page needs. An event is
-encoded once for all that look at the same.
+`GET /events` sends the figures; `?html=flow` also the Flow page's fragments, which only that page needs. All streams
+share one measurement; each makes its own text of it, as whoever reads it may see it.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ async def _measure_outbox(database: Database) -> None:
     if not stores:
         raise UsageError("this Database has no Outbox among its riders: what a repair sends would be lost")
     for store in stores:
-        if store.window is None:
+        if store.sender is None:
             async with database.reading() as connection:
                 store.unsent = await outbox.count_unsent(connection, limit=store.limit)
 
