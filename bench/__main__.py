@@ -1,7 +1,7 @@
 """`./dev bench NAME [options]`: runs the `main` of one benchmark; `./dev bench NAME --help` says what it takes.
 
-flow, tasks, latency and scale start all that they need and stop it; wire looks at the AMQP client alone. `lock` makes
-bench/peers.txt anew, from which the other stacks' environment is made.
+flow, tasks, latency, scale and console start all that they need and stop it; wire looks at the AMQP client alone.
+`lock` makes bench/peers.txt anew, from which the other stacks' environment is made.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 from hopline import HoplineError
 
-BENCHMARKS: Final = ("flow", "tasks", "latency", "scale", "wire")
+BENCHMARKS: Final = ("flow", "tasks", "latency", "scale", "console", "wire")
 
 
 def main(arguments: Sequence[str]) -> int:
