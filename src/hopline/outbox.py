@@ -194,8 +194,12 @@ async def first_sends(tx: Transaction, queue: str, envelopes: Sequence[Envelope]
 
 
 async def is_due(connection: AsyncConnection) -> bool:
-    """Whether any row is due now; one look into the partial index."""
-    query = sa.select(sa.literal(1)).select_from(outbox).where(_is_due()).limit(1)
+    """Whether any row is due now; one look into the partial index.
+
+    In its order, for that leads Postgres there: it takes a third of all rows to be due, and would look for one of them
+    in the table.
+    """
+    query = sa.select(sa.literal(1)).select_from(outbox).where(_is_due()).order_by(outbox.c.next_at).limit(1)
     return (await connection.execute(query)).first() is not None
 
 

@@ -153,19 +153,18 @@ def _kind() -> sa.ColumnElement[str]:
 
 def _error() -> sa.ScalarSelect[str]:
     """Of the attempt before, at the endpoint that the send goes to as far as that is known."""
-    here = sa.exists().where(
-        endpoints.c.endpoint == attempts.c.endpoint,
-        endpoints.c.queue == outbox.c.destination,
-    )
+    at_its_queue = sa.and_(endpoints.c.endpoint == attempts.c.endpoint, endpoints.c.queue == outbox.c.destination)
     return (
         sa.select(attempts.c.error)
+        .select_from(attempts.outerjoin(endpoints, at_its_queue))
         .where(
             attempts.c.message_id == outbox.c.message_id,
             attempts.c.run == outbox.c.run,
             attempts.c.attempt == outbox.c.attempt - 1,
         )
-        .order_by(sa.case((here, 0), else_=1), attempts.c.finished_at.desc())
+        .order_by(endpoints.c.endpoint.is_(None), attempts.c.finished_at.desc())
         .limit(1)
+        .correlate(outbox)
         .scalar_subquery()
     )
 

@@ -198,6 +198,12 @@ dead_letters = sa.Table(
 sa.Index("hopline_dead_letters_parked", dead_letters.c.resolution, dead_letters.c.dead_at)
 sa.Index("hopline_dead_letters_causes", dead_letters.c.resolution, dead_letters.c.fingerprint, dead_letters.c.dead_at)
 sa.Index("hopline_dead_letters_latest", dead_letters.c.dead_at, dead_letters.c.id)
+sa.Index(
+    "hopline_dead_letters_resolved",
+    dead_letters.c.resolved_at,
+    postgresql_where=dead_letters.c.resolved_at.is_not(None),
+    sqlite_where=dead_letters.c.resolved_at.is_not(None),
+)
 sa.Index("hopline_dead_letters_group", dead_letters.c.fingerprint, dead_letters.c.dead_at)
 
 suspects = sa.Table(

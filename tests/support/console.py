@@ -205,11 +205,11 @@ async def stocked(database_url: str, **changes: Any) -> AsyncIterator[Stocked]:
 
 async def _fingerprint(made: Stocked) -> str:
     async with made.database.reading() as connection:
-        (group,) = await deadletter_queries.groups(connection, Filter())
+        (group,) = await deadletter_queries.groups(connection, Filter(key="p-2"))
     return group.fingerprint
 
 
 async def _scheduled(made: Stocked) -> str:
     async with made.database.reading() as connection:
-        (send,) = await scheduled.find(connection, ScheduledFilter(), limit=10)
+        (send,) = await scheduled.find(connection, ScheduledFilter(key="p-later"), limit=10)
     return send.id

@@ -49,6 +49,14 @@ def _indexes() -> None:
     letters, log = "hopline_dead_letters", "hopline_audit_log"
     op.create_index("hopline_dead_letters_causes", letters, ["resolution", "fingerprint", "dead_at"])
     op.create_index("hopline_dead_letters_latest", letters, ["dead_at", "id"])
+    is_resolved = sa.text("resolved_at IS NOT NULL")
+    op.create_index(
+        "hopline_dead_letters_resolved",
+        letters,
+        ["resolved_at"],
+        postgresql_where=is_resolved,
+        sqlite_where=is_resolved,
+    )
     op.create_index("hopline_audit_log_who", log, ["who", "id"])
     op.create_index("hopline_audit_log_action", log, ["action", "id"])
     op.create_index("ix_hopline_idempotency_created_at", "hopline_idempotency", ["created_at"], if_not_exists=True)
