@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from litestar import Response
 
-from hopline.console.formatting import HEX_BYTES, text_of, visible
+from hopline.console.formatting import HEX_BYTES, text_of
 from hopline.console.masking import Mask
 
 TEXT_CHARACTERS = 20_000
@@ -30,7 +30,7 @@ def body_of(body: bytes, mask: Mask | None) -> Body:
     if text is None:
         hexed = "" if mask is not None else body[:HEX_BYTES].hex(" ")
         return Body(hexed, is_text=False, is_cut=len(body) > HEX_BYTES, bytes=len(body), is_masked=mask is not None)
-    cut = visible(text[:TEXT_CHARACTERS])
+    cut = text[:TEXT_CHARACTERS]
     return Body(cut, is_text=True, is_cut=len(text) > TEXT_CHARACTERS, bytes=len(body), is_masked=mask is not None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from datetime import datetime
 from urllib.parse import quote
 
@@ -75,9 +76,9 @@ def one_line(text: str, characters: int = 300) -> str:
 
 
 def text_of(body: bytes) -> str | None:
-    """A body as text: JSON indented; None if it is no text."""
+    """A body as text: JSON indented, and written so that no control character acts or hides; None if it is no text."""
     try:
-        return msgspec.json.format(body, indent=2).decode()
+        return visible(msgspec.json.format(body, indent=2).decode())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
@@ -88,8 +89,16 @@ def text_of(body: bytes) -> str | None:
 
 
 def visible(text: str) -> str:
-    """Text with its control characters made visible, so that none of them acts or hides."""
-    return "".join(c if c.isprintable() or c in "\r\n\t" else f"\\u{ord(c):04x}" for c in text)
+    """Text with its control characters made visible, so that none of them acts or hides.
+
+    They are written as JSON writes them (RFC 8259, section 7), so that JSON stays the same JSON.
+    """
+    return "".join(c if c.isprintable() or c in "\r\n\t" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{unit:04x}" for (unit,) in struct.iter_unpack(">H", units))
 
 
 def path_part(text: str) -> str:

@@ -69,6 +69,7 @@ def test_an_error_in_one_line() -> None:
 def test_a_body_as_text() -> None:
     assert formatting.text_of(b'{"a":[1]}') == '{\n  "a": [\n    1\n  ]\n}'
     assert formatting.text_of(b"plain\ntext") == "plain\ntext"
+    assert formatting.text_of('"\u202e\U000e0001"'.encode()) == '"\\u202e\\udb40\\udc01"'
     for no_text in (b"\xff\xfe", b"bell \x07", "turned \u202e".encode()):
         assert formatting.text_of(no_text) is None, no_text
     assert formatting.text_of(b"[" * 100_000) == "[" * 100_000
