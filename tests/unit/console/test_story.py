@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from hopline.clock import utcnow
 from hopline.console.masking import MASK, Mask
@@ -81,3 +84,9 @@ def test_a_flow_of_very_many_steps_is_cut_and_says_so() -> None:
     found = story(*(step(number, "outbox", **bar(number, 1)) for number in range(STEPS + 7)))
 
     assert (len(found.steps), found.left_out, len(found.bars)) == (STEPS, 7, BARS)
+
+
+@pytest.mark.parametrize("key", ["$(reboot)", "a b", "-rf", "a\x1b[31m", "•••", ""])
+def test_the_command_has_no_words_of_a_customer_that_a_shell_would_read(key: str) -> None:
+    assert story(replace(step(0, "message"), key="order-1.a@b")).command == "hopline trace order-1.a@b"
+    assert story(replace(step(0, "message"), key=key)).command == "hopline trace m-1"

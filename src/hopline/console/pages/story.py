@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -24,6 +25,9 @@ BARS = 100
 """As many parts of a flow are drawn; the steps below the picture are all there."""
 STEPS = 1_000
 LABEL = {"outbox": "to RabbitMQ", "attempt": "attempt", "done": "handled"}
+
+_PLAIN = re.compile(r"[\w@+=:,.][\w@+=:,./-]*", re.ASCII)
+"""What a shell takes as it is: nobody should paste a customer's words into one."""
 
 State = Literal["done", "waits", "runs", "dead", "unknown"]
 SENTENCES: dict[State, tuple[str, str]] = {
@@ -62,6 +66,8 @@ class Story(msgspec.Struct, frozen=True):
 
     flow: str
     key: str
+    command: str
+    """What tells the same on the command line."""
     tone: str
     word: str
     """The flow's state in a word or two."""
@@ -95,9 +101,11 @@ def story_of(flow: str, steps: Sequence[Step], at: datetime, mask: Mask | None) 
     messages = tuple(_messages(shown))
     state, text = _state(shown, messages)
     tone, word = SENTENCES[state]
+    key = next((step.key for step in shown if step.key), "")
     return Story(
         flow=flow,
-        key=next((step.key for step in shown if step.key), ""),
+        key=key,
+        command=f"hopline trace {key if _PLAIN.fullmatch(key) else steps[0].message_id}",
         tone=tone,
         word=word,
         text=text,
