@@ -124,12 +124,20 @@ async def described(database: Database) -> dict[str, Any]:
     async with database.reading() as connection:
         tables: dict[str, Any] = await connection.run_sync(describe)
         found = (await connection.execute(sa.text(TRIGGERS[database.dialect]))).fetchall()
-    return {**tables, "triggers": sorted(" ".join(row[0].split()) for row in found)}
+        options = (await connection.execute(sa.text(OPTIONS[database.dialect]))).fetchall()
+    triggers = sorted(" ".join(row[0].split()) for row in found)
+    return {**tables, "triggers": triggers, "options": {row.relname: sorted(row.reloptions) for row in options}}
 
 
 TRIGGERS = {
     "sqlite": "SELECT sql FROM sqlite_master WHERE type = 'trigger'",
     "postgresql": "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
+}
+
+
+OPTIONS = {
+    "sqlite": "SELECT '' AS relname, '' AS reloptions WHERE false",
+    "postgresql": "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r' AND reloptions IS NOT NULL",
 }
 
 
@@ -191,6 +199,8 @@ async def test_a_fresh_database_and_one_that_went_through_all_versions_are_what_
     assert fresh_differences == []
     assert await differences(database) == []
     assert await described(database) == fresh_tables
+    if database.dialect == "postgresql":
+        assert fresh_tables["options"]["hopline_inbox"] == ["fillfactor=60"]
     await database.check()
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from hopline import schema
 from hopline.errors import UsageError
-from hopline.migrations import append_only
+from hopline.migrations import append_only, storage
 from hopline.migrations.state import HEAD, check_known, read, versions
 
 ONE_AT_A_TIME = 7072276701
@@ -56,6 +56,7 @@ def _make(connection: sa.Connection) -> None:
     """All tables of today, at once."""
     schema.metadata.create_all(connection)
     append_only.enforce(connection)
+    storage.set_options(connection)
     versions.create(connection, checkfirst=True)
     connection.execute(sa.insert(versions).values(version_num=HEAD))
 

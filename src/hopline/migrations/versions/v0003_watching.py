@@ -1,4 +1,4 @@
-"""0003: pauses, requests to drain, the history of rates and latencies, and indexes for reading at any size.
+"""0003: pauses, requests to drain, the history of rates and latencies, indexes and storage for tables of any size.
 
 Tables that were made at 0002 before versions were kept may lack what came last with it: it is made here too.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from hopline.migrations import append_only
+from hopline.migrations import append_only, storage
 from hopline.migrations.columns import Time
 
 revision = "0003"
@@ -30,6 +30,7 @@ def upgrade() -> None:
     _history()
     _indexes()
     append_only.enforce(op.get_bind())
+    storage.set_options(op.get_bind())
 
 
 def _history() -> None:
