@@ -1,6 +1,7 @@
 """`./dev bench scale`: how Hopline's cost grows with what there is: flat, or not. On Postgres.
 
-backlog  so many messages in the queue: how fast they are sent and drained, and the memory of sender and worker
+backlog  so many messages in the queue: how fast they are sent and drained, and the memory of sender and worker; then so
+         many unsent in the outbox, as after an outage of RabbitMQ, and the memory of the relay that begins to send them
 rows     so many old messages in outbox, inbox and messages: sending, handling, sweeping and purging beside them
 workers  1, 2 and 4 worker processes on one backlog
 lines    orders of 1 to 161 lines through the whole job
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from bench import flow, load, machine, report
 from bench.chart import Curve, lines
+from bench.enqueueing import QUEUE
 from bench.figures import slope, spread
 from bench.processes import Group, cpu_between, run, use
 from bench.programs import ROOT, say
@@ -79,11 +81,12 @@ def _stand(site: Site, environment: Mapping[str, str] = {}) -> Iterator[tuple[St
 
 
 def backlog(site: Site, limit: int) -> list[Point]:
-    """Sent, then drained."""
+    """Sent, then drained; then due again, and sent by a relay."""
     points = []
     for size in (each for each in BACKLOGS if each <= limit):
         with _stand(site) as (stand, environment):
             points += _there_and_back(site, stand, environment, size, size)
+            points.append(_sweep(site, stand, environment, size, due=size))
     return points
 
 
@@ -104,7 +107,7 @@ def rows(site: Site, limit: int) -> list[Point]:
         with _stand(site) as (stand, environment):
             _fill(site, stand, size)
             points += _there_and_back(site, stand, environment, BESIDE_MESSAGES, size)
-            points.append(_sweep(site, stand, environment, size))
+            points.append(_sweep(site, stand, environment, size, due=SWEPT_MESSAGES))
             if size >= PURGED_MESSAGES:
                 points.append(_purge(site, stand, size))
     return points
@@ -117,26 +120,23 @@ def _fill(site: Site, stand: Stand, size: int) -> None:
     site.script(stand, "VACUUM ANALYZE")
 
 
-def _sweep(site: Site, stand: Stand, environment: Mapping[str, str], size: int) -> Point:
-    """A relay finds rows that are due and unsent, as after a crash, and sends them."""
-    site.script(stand, DUE_SQL.format(SWEPT_MESSAGES))
+def _sweep(site: Site, stand: Stand, environment: Mapping[str, str], size: int, *, due: int) -> Point:
+    """A relay finds so many rows that are due and unsent, as after a crash, and sends some of them."""
+    site.script(stand, DUE_SQL.format(due))
     site.settle(stand)
     group = Group(stand.folder / "logs")
-    before, began = use(site.roles), time.perf_counter()
     relay = group.start("relay", [*HOPLINE.worker()[:-1], "relay"], environment)
+    roles = {**site.roles, "relay": [relay]}
     try:
-        group.wait_for(lambda: _unsent(site, stand) < SWEPT_MESSAGES, "the relay begins")
-        first, began, before = _unsent(site, stand), time.perf_counter(), use({**site.roles, "relay": [relay]})
-        group.wait_for(lambda: _unsent(site, stand) == 0, "the relay is done", seconds=300)
-        seconds, after = time.perf_counter() - began, use({**site.roles, "relay": [relay]})
+        group.wait_for(lambda: site.waiting(stand, [QUEUE]) > 0, "the relay begins")
+        first, began, before = site.waiting(stand, [QUEUE]), time.perf_counter(), use(roles)
+        group.wait_for(lambda: site.waiting(stand, [QUEUE]) >= SWEPT_MESSAGES, "the relay has sent some", seconds=300)
+        sent = site.waiting(stand, [QUEUE]) - first
+        seconds, after = time.perf_counter() - began, use(roles)
     finally:
         group.stop()
     cpu = sum(cpu_between(before, after).values())
-    return Point("sweep", size, first / seconds, cpu / first * 1e6, after["relay"].peak_rss_bytes / 1e6)
-
-
-def _unsent(site: Site, stand: Stand) -> int:
-    return int(site.query(stand, "SELECT count(*) FROM hopline_outbox WHERE next_at IS NOT NULL")[0][0])
+    return Point("sweep", size, sent / seconds, cpu / sent * 1e6, after["relay"].peak_rss_bytes / 1e6)
 
 
 def _purge(site: Site, stand: Stand, size: int) -> Point:

@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 
 import structlog
@@ -61,6 +62,8 @@ class Relay:
         self._settings = settings
         self._optional_types = optional_types
         self._window = Window(messages=settings.relay_window, bytes_=settings.relay_window_bytes)
+        self._freed = asyncio.Event()
+        """There is room in the window again."""
         self._flights: set[asyncio.Task[None]] = set()
         self._leased: set[str] = set()
         """Rows that are being published, to be given up if the process stops before their outcome is known."""
@@ -159,6 +162,7 @@ class Relay:
             outcomes = [Published.REFUSED] * len(sends)
         finally:
             self._window.give([send for send, _ in sends])
+            self._freed.set()
             metrics.published((outcome.value for outcome in outcomes), time.monotonic() - started)
             sent = [send.id for (send, _), outcome in zip(sends, outcomes, strict=True) if self._is_sent(send, outcome)]
             if sent:
@@ -206,26 +210,39 @@ class Relay:
     # -- sweeping
 
     async def _sweep_forever(self) -> None:
+        more = False
         while True:
-            await asyncio.sleep(self._settings.probe_seconds * random.uniform(0.8, 1.2))
+            if not more:
+                await asyncio.sleep(self._settings.probe_seconds * random.uniform(0.8, 1.2))
             try:
-                while await self._sweep():
-                    pass
+                more = await self._look() and await self._sweep()
             except DatabaseError as error:
+                more = False
                 log.warning("the outbox cannot be read", error=str(error))
 
-    async def _sweep(self) -> bool:
-        """Looks once; True if there may be more that is due and can be sent now."""
+    async def _look(self) -> bool:
+        """Counts what is unsent; True if some of it is due."""
         async with self._database.reading() as connection:
             self._store.unsent = await outbox.count_unsent(connection, limit=self._store.limit)
-            due = self._store.unsent > 0 and await outbox.is_due(connection)
-        room = self._window.claimable(CHUNK_MESSAGES) if due and self._can_send else 0
-        if not room:
-            return False
-        claimed = await retried(lambda: self._claim(room))
-        self._window.hold([send for send, _ in claimed])
-        self._launch(claimed)
-        return len(claimed) == room
+            return self._store.unsent > 0 and await outbox.is_due(connection)
+
+    async def _sweep(self) -> bool:
+        """Sends what is due, for as long as the time between two looks; True if there may be more to send now."""
+        look_at = time.monotonic() + self._settings.probe_seconds
+        while self._can_send and time.monotonic() < look_at:
+            room = self._window.claimable(CHUNK_MESSAGES)
+            if room:
+                claimed = await retried(partial(self._claim, room))
+                self._window.hold([send for send, _ in claimed])
+                self._launch(claimed)
+                if len(claimed) < room:
+                    return False
+            else:
+                self._freed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, look_at - time.monotonic())):
+                        await self._freed.wait()
+        return self._can_send
 
     async def _claim(self, room: int) -> list[tuple[Send, int]]:
         async with self._database.transaction() as tx:

@@ -6,8 +6,9 @@ decided in memory, by `domain.reserve`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -37,16 +38,17 @@ LISTED_LINES = 50
 async def decide(tx: Transaction, placed: Sequence[OrderPlaced]) -> list[OrderConfirmed | OrderRejected | str]:
     """Decides a group of orders and reserves their stock; for an order that was decided before, its state.
 
-    Four statements, whatever the number of orders and lines (six if some came by another way than the API).
+    One statement to lock and to read, and two that wait for COMMIT, whatever the number of orders and lines (two more
+    if some came by another way than the API).
     """
-    states = await _lock_orders(tx, placed)
+    states, shelf = await _lock(tx, placed)
     first = {order.order_id: order for order in reversed(placed) if states[order.order_id] == ACCEPTED}
     still_open = list(reversed(first.values()))
-    shelf = await _lock_products(tx, {line.sku for order in still_open for line in order.lines})
     reservation = reserve(still_open, shelf)
     reasons = {order.order_id: why for order, why in zip(still_open, reservation.reasons, strict=True)}
-    await _take(tx, reservation.taken)
-    await _set_states(tx, orders, reasons, CONFIRMED, REJECTED)
+    _take(tx, reservation.taken)
+    if reasons:
+        tx.defer(_deciding(tx.dialect, orders), _decided(tx.dialect, reasons, CONFIRMED, REJECTED))
     results: list[OrderConfirmed | OrderRejected | str] = []
     for order in placed:
         if states[order.order_id] == ACCEPTED:  # the first message of an order that was not decided before
@@ -72,7 +74,8 @@ async def register(tx: Transaction, registered: Sequence[UserRegistered]) -> lis
     reasons: dict[str, list[Reason]] = {
         user.user_id: [] if owners[user.customer.email.lower()] == user.user_id else [taken] for user in registered
     }
-    decided = await _set_states(tx, users, reasons, REGISTERED, REFUSED)
+    statement = _deciding(tx.dialect, users).returning(users.c.id)
+    decided = {row.id for row in await tx.rows(statement, _decided(tx.dialect, reasons, REGISTERED, REFUSED))}
     return [_welcomed(user, reasons[user.user_id], user.user_id in decided) for user in registered]
 
 
@@ -96,10 +99,10 @@ def _welcomed(user: UserRegistered, against: list[Reason], decided_now: bool) ->
     return UserWelcomed(user.user_id, user.customer) if decided_now else "was registered already"
 
 
-async def _lock_orders(tx: Transaction, placed: Sequence[OrderPlaced]) -> dict[str, str]:
-    """The orders' states by id. One that came by another way than the API is stored first."""
-    parameters = _IDS.given(tx.dialect, id=[order.order_id for order in placed])
-    states = {row.id: row.state for row in await tx.rows(_locked_orders(tx.dialect), parameters)}
+async def _lock(tx: Transaction, placed: Sequence[OrderPlaced]) -> tuple[dict[str, str], dict[str, Product]]:
+    """The orders' states by id, and their products by SKU. An order that came by another way than the API is stored
+    first."""
+    states, shelf = await _locked_now(tx, placed)
     missing = {order.order_id: order for order in placed if order.order_id not in states}
     if missing:
         rows = [
@@ -114,36 +117,40 @@ async def _lock_orders(tx: Transaction, placed: Sequence[OrderPlaced]) -> dict[s
         ]
         insert_orders(tx, rows)
         await tx.flush()
-        states = {row.id: row.state for row in await tx.rows(_locked_orders(tx.dialect), parameters)}
-    return states
+        states, shelf = await _locked_now(tx, placed)
+    return states, shelf
 
 
-async def _lock_products(tx: Transaction, skus: Iterable[str]) -> dict[str, Product]:
-    rows = await tx.rows(_locked_products(tx.dialect), _SKUS.given(tx.dialect, sku=list(skus)))
-    return {sku: Product(sku, name, price, on_hand) for sku, name, price, on_hand in map(tuple, rows)}
+async def _locked_now(tx: Transaction, placed: Sequence[OrderPlaced]) -> tuple[dict[str, str], dict[str, Product]]:
+    given = {
+        **_IDS.given(tx.dialect, id=[order.order_id for order in placed]),
+        **_SKUS.given(tx.dialect, sku=list({line.sku for order in placed for line in order.lines})),
+    }
+    states: dict[str, str] = {}
+    shelf: dict[str, Product] = {}
+    for is_order, key, text, price, on_hand in map(tuple, await tx.rows(_locking(tx.dialect), given)):
+        if is_order:
+            states[key] = text
+        else:
+            shelf[key] = Product(key, text, price, on_hand)
+    return states, shelf
 
 
-async def _take(tx: Transaction, taken: Mapping[str, int]) -> None:
+def _take(tx: Transaction, taken: Mapping[str, int]) -> None:
     if taken:
-        given = _TAKEN.given(tx.dialect, sku=list(taken), units=list(taken.values()))
-        await tx.execute(_taking(tx.dialect), given)
+        tx.defer(_taking(tx.dialect), _TAKEN.given(tx.dialect, sku=list(taken), units=list(taken.values())))
 
 
-async def _set_states(
-    tx: Transaction, table: sa.Table, reasons: Mapping[str, Sequence[Reason]], good: str, bad: str
-) -> set[str]:
-    """Decides rows by id, `bad` where there are reasons, else `good`; the ids of those that were not decided before."""
-    if not reasons:
-        return set()
+def _decided(dialect: Dialect, reasons: Mapping[str, Sequence[Reason]], good: str, bad: str) -> dict[str, Any]:
+    """The parameters of `_deciding`: rows by id, `bad` where there are reasons, else `good`."""
     ids = sorted(reasons)
-    given = _DECIDED.given(
-        tx.dialect,
+    return _DECIDED.given(
+        dialect,
         id=ids,
         before=[ACCEPTED] * len(ids),
         state=[bad if reasons[identifier] else good for identifier in ids],
         reasons=[_as_text(reasons[identifier]) for identifier in ids],
     )
-    return {row.id for row in await tx.rows(_deciding(tx.dialect, table), given)}
 
 
 def _as_text(reasons: Sequence[Reason]) -> str:
@@ -172,41 +179,48 @@ _CLAIMED = Rows("claimed", email=sa.Text(), user_id=Id)
 
 
 @cache
-def _locked_orders(dialect: Dialect) -> sa.Executable:
-    return (
+def _locking(dialect: Dialect) -> sa.Executable:
+    """Orders by id, then products by SKU: two groups that share some cannot wait for each other.
+
+    Postgres computes a WITH query that locks when it is first read from, and the parts of a UNION ALL in their order.
+    """
+    mine = (
         sa.select(orders.c.id, orders.c.state)
         .where(_IDS.among(dialect, orders.c.id))
         .order_by(orders.c.id)
         .with_for_update(of=orders)
+        .cte("locked_orders")
     )
-
-
-@cache
-def _locked_products(dialect: Dialect) -> sa.Executable:
-    """In SKU order, so that two groups that share products cannot wait for each other."""
-    return (
+    shelf = (
         sa.select(products.c.sku, products.c.name, products.c.list_price, products.c.on_hand)
         .where(_SKUS.among(dialect, products.c.sku, "sku"))
         .order_by(products.c.sku)
         .with_for_update(of=products)
+        .cte("locked_products")
+    )
+    no_number = sa.cast(sa.null(), sa.BigInteger)
+    no_price = sa.type_coerce(no_number, products.c.list_price.type)
+    return sa.union_all(
+        sa.select(sa.true().label("is_order"), sa.cast(mine.c.id, sa.Text), mine.c.state, no_price, no_number),
+        sa.select(sa.false(), shelf.c.sku, shelf.c.name, shelf.c.list_price, shelf.c.on_hand),
     )
 
 
 @cache
-def _taking(dialect: Dialect) -> sa.Executable:
+def _taking(dialect: Dialect) -> sa.Update:
     given = _TAKEN.table(dialect)
     left = products.c.on_hand - given.c.units
     return sa.update(products).where(products.c.sku == given.c.sku).values(on_hand=left)
 
 
 @cache
-def _deciding(dialect: Dialect, table: sa.Table) -> sa.Executable:
+def _deciding(dialect: Dialect, table: sa.Table) -> sa.Update:
+    """Of rows that were not decided before."""
     given = _DECIDED.table(dialect)
     return (
         sa.update(table)
         .where(table.c.id == given.c.id, table.c.state == given.c.before)
         .values(state=given.c.state, reasons=as_json(dialect, given.c.reasons, sa.JSON()), decided_at=now())
-        .returning(table.c.id)
     )
 
 
