@@ -37,7 +37,7 @@ _FRAME = (
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("orders"),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",), default_for_string=True),
         trim_blocks=True,
@@ -45,8 +45,6 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters["money"] = money
-    return environment
 
 
 _templates = _environment()
@@ -57,9 +55,9 @@ def confirmation(order: OrderConfirmed, *, sender: str, message_id: str, at: dat
     values = {
         "name": order.customer.name,
         "order_id": order.order_id,
-        "lines": order.lines,
+        "lines": [(line.quantity, line.name, line.unit_price, money(line.cents)) for line in order.lines],
         "more": order.line_count - len(order.lines),
-        "total_cents": order.total_cents,
+        "total": money(order.total_cents),
     }
     subject = f"Your order {order.order_id} is confirmed"
     return _letter("order-confirmed", order.customer, subject, values, sender, message_id, at)

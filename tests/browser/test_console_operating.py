@@ -169,6 +169,19 @@ async def test_what_a_customer_typed_is_text_wherever_it_is_shown(running: Syste
     assert seen >= 2  # in the bodies of the messages
 
 
+async def test_a_mail_is_seen_as_its_reader_sees_it(running: System, open_window: OpenWindow) -> None:
+    (basket,) = running.take_clean(1)
+    order = await placed(running, basket, "seen")
+    window = await open_window()
+    await window.open("/mailbox")
+    await window.page.get_by_role("link").filter(has_text=order).first.click()
+
+    frame = window.page.frame_locator("iframe")
+
+    await expect(frame.locator("body")).to_contain_text(f"your order {order} is confirmed")
+    await expect(frame.locator("table")).to_be_visible()
+
+
 async def test_a_stream_that_breaks_off_says_so_and_comes_back(running: System, open_window: OpenWindow) -> None:
     window = await open_window()
     await window.open("/")

@@ -16,12 +16,10 @@ from typing import Any
 
 import msgspec
 
+from hopline.console.application import SECURITY_HEADERS
 from hopline.console.rendering import STATIC, NavItem, environment
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-)
+POLICY = SECURITY_HEADERS["Content-Security-Policy"]
 KINDS = {
     ".css": "text/css",
     ".js": "text/javascript",

@@ -49,8 +49,13 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def troubles(status: Status) -> list[str]:
-    """What in a status needs a person, one line each; empty if all is well."""
-    return [one.text for one in trouble_list(status) if one.tone != "idle"]
+    """What in a status needs a person, one line each, with the command to type; empty if all is well."""
+    return [_with_command(one) for one in trouble_list(status) if one.tone != "idle"]
+
+
+def _with_command(one: Trouble) -> str:
+    is_new = one.hint.startswith("hopline ") and one.hint not in one.text
+    return f"{one.text}: `{one.hint}`" if is_new else one.text
 
 
 def trouble_list(status: Status) -> list[Trouble]:
@@ -181,13 +186,12 @@ def _pauses(status: Status) -> Iterator[Trouble]:
 def _parked(status: Status) -> Iterator[Trouble]:
     if status.parked:
         more = _more(status.parked_is_least)
-        text = f"{status.parked:,}{more} dead letters are parked: `hopline dead groups`"
-        yield Trouble("parked", "warn", text, "hopline dead groups")
+        letters = "1 dead letter is" if status.parked == 1 else f"{status.parked:,}{more} dead letters are"
+        yield Trouble("parked", "warn", f"{letters} parked", "hopline dead groups")
 
 
 def _account(status: Status) -> Iterator[Trouble]:
     if status.audit_trouble:
         yield Trouble("missing", "bad", f"the account could not be made: {status.audit_trouble}")
     if status.audit is not None and status.audit.missing:
-        text = f"{status.audit.missing:,} messages are missing: `hopline audit` names them"
-        yield Trouble("missing", "bad", text, "hopline audit")
+        yield Trouble("missing", "bad", f"{status.audit.missing:,} messages are missing", "hopline audit")
