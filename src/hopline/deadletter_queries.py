@@ -24,7 +24,7 @@ PAGE_LETTERS = 1_000
 """The most that one call returns, and the most ids that one filter names."""
 GROUPS = 100
 """The most groups that one call returns."""
-COUNTED_LETTERS = 5_000
+COUNTED_LETTERS = 2_000
 """An overview counts each group up to this."""
 SAMPLED_LETTERS = 100
 """The latest letters of a group, which tell in how many queues and of how many types they are."""
@@ -188,14 +188,22 @@ async def groups(connection: AsyncConnection, which: Filter, *, limit: int = GRO
 
 
 async def overview(
-    connection: AsyncConnection, *, limit: int = GROUPS, count_letters: int = COUNTED_LETTERS
+    connection: AsyncConnection,
+    *,
+    limit: int = GROUPS,
+    count_letters: int = COUNTED_LETTERS,
+    fingerprint: str | None = None,
 ) -> Overview:
-    """The groups of what is parked, in bounded time however many letters there are.
+    """The groups of what is parked, or the one of a fingerprint, in bounded time however many letters there are.
 
     At most GROUPS groups are looked at, each is counted up to `count_letters`, and of what its letters may differ in
     (queue, type) the latest few tell.
     """
-    rows = (await connection.execute(_overview(count_letters))).mappings().fetchall()
+    if fingerprint is None:
+        result = await connection.execute(_overview(count_letters))
+    else:
+        result = await connection.execute(_overview(count_letters, one=True), {"fingerprint": storable(fingerprint)})
+    rows = result.mappings().fetchall()
     found = [_group_of(row, count_letters) for row in rows[:GROUPS]]
     found.sort(key=lambda group: (-group.count, group.fingerprint))
     return Overview(tuple(found[:limit]), more=len(rows) > GROUPS)
@@ -291,17 +299,12 @@ def _group_of(row: Mapping[str, Any], count_letters: int) -> Group:
 
 
 @cache
-def _overview(count_letters: int) -> sa.Select[Any]:
-    """Walks from fingerprint to fingerprint along the index, and looks at the ends of each group."""
+def _overview(count_letters: int, *, one: bool = False) -> sa.Select[Any]:
+    """Looks at the ends of each group, or of the one that is given."""
     letters, latest = dead_letters.c, dead_letters.alias("latest")
     parked = letters.resolution.is_(None)
-    # All that is parked has the same resolution: named in the order, so that Postgres reads the index in order.
-    first = sa.select(letters.fingerprint).where(parked).order_by(letters.resolution, letters.fingerprint).limit(1)
-    walk = sa.select(first.scalar_subquery().label("fingerprint")).cte("walk", recursive=True)
-    after = first.where(letters.fingerprint > walk.c.fingerprint).correlate(walk).scalar_subquery()
-    walk = walk.union_all(sa.select(after).where(walk.c.fingerprint.is_not(None)))
-    some = sa.select(walk.c.fingerprint).where(walk.c.fingerprint.is_not(None)).limit(GROUPS + 1).subquery("some")
-
+    given = sa.select(sa.bindparam("fingerprint", type_=letters.fingerprint.type).label("fingerprint"))
+    some = (given if one else _fingerprints(parked)).subquery("some")
     mine = (parked, letters.fingerprint == some.c.fingerprint)
     place = (letters.resolution, letters.fingerprint, letters.dead_at)
     newest = tuple(column.desc() for column in place)
@@ -324,6 +327,17 @@ def _overview(count_letters: int) -> sa.Select[Any]:
         *(latest.c[name] for name in ("reason", "queue", "type", "error_type", "frame")),
         latest.c.error.label("sample_error"),
     ).select_from(some.join(latest, latest.c.id == sample))
+
+
+def _fingerprints(parked: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """Walks from fingerprint to fingerprint along the index."""
+    letters = dead_letters.c
+    # All that is parked has the same resolution: named in the order, so that Postgres reads the index in order.
+    first = sa.select(letters.fingerprint).where(parked).order_by(letters.resolution, letters.fingerprint).limit(1)
+    walk = sa.select(first.scalar_subquery().label("fingerprint")).cte("walk", recursive=True)
+    after = first.where(letters.fingerprint > walk.c.fingerprint).correlate(walk).scalar_subquery()
+    walk = walk.union_all(sa.select(after).where(walk.c.fingerprint.is_not(None)))
+    return sa.select(walk.c.fingerprint).where(walk.c.fingerprint.is_not(None)).limit(GROUPS + 1)
 
 
 _FINGERPRINTS = Rows("fingerprints", fingerprint=sa.Text())

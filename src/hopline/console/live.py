@@ -1,5 +1,6 @@
 """The one sampler of a process: it measures the flow every few seconds, only while somebody looks, for all streams.
 
+On a database where a measurement takes long it measures less often, so that it never costs more than a small share.
 What cannot be measured is part of a sample, never an exception: with the database down the streams go on, and say so.
 Everything is bounded: streams, the time of one measurement, and a page that asks takes the sample that there is.
 """
@@ -20,6 +21,10 @@ from hopline.status import Status
 
 MEASURE_SECONDS = 15.0
 """Deadline of one measurement: the broker's own is 10 s."""
+SHARE = 0.02
+"""Of the time, so much is spent measuring: where it takes longer, it is done less often."""
+LONGEST_SECONDS = 8.0
+"""But as often as this, so that a database or a broker that is slow to say no is seen to be back."""
 HEARTBEAT_SECONDS = 15.0
 """A stream without news says at least that it is alive, so that no proxy cuts it."""
 
@@ -40,6 +45,11 @@ class Sample:
     """Why not."""
     rates: Mapping[str, Rate] = field(default_factory=dict)
     """By endpoint, of the last minutes."""
+
+
+def pause_seconds(interval: float, took: float) -> float:
+    """How long to wait after a measurement that took so long."""
+    return max(interval, min(took / SHARE, LONGEST_SECONDS))
 
 
 class TooManyStreams(HoplineError):
@@ -134,10 +144,12 @@ class Live:
     async def _run(self) -> None:
         """Until nobody listens any more."""
         while self._listeners:
+            began = time.monotonic()
             with suppress(Exception):  # it is logged and told in the sample
                 await self.sample()
+            took = time.monotonic() - began
             self._tell()
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(pause_seconds(self._seconds, took))
         self._loop = None
 
     def _tell(self) -> None:

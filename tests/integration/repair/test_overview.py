@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -16,7 +17,7 @@ from tests.support.letters import Lost, Packed, dead, opened, parked
 OTHER = Cause("shop.errors.NoPrice", "shop.prices:find")
 
 
-async def overview(database: Database, **bounds: int) -> Overview:
+async def overview(database: Database, **bounds: Any) -> Overview:
     async with database.reading() as connection:
         return await deadletter_queries.overview(connection, **bounds)
 
@@ -46,6 +47,9 @@ async def test_groups_are_found_with_their_sizes_and_ends_the_largest_first(data
             exact = await deadletter_queries.groups(connection, Filter())
         assert [(one.fingerprint, one.count) for one in exact] == [(one.fingerprint, one.count) for one in found.groups]
 
+        for group in found.groups:
+            assert (await overview(database, fingerprint=group.fingerprint)).groups == (group,)
+        assert (await overview(database, fingerprint="none")).groups == ()
         bounded = await overview(database, limit=1, count_letters=2)
         assert [(one.count, one.count_is_least) for one in bounded.groups] == [(2, True)]
 

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from hopline.console import live as sampler
-from hopline.console.live import Live, Sample, TooManyStreams
+from hopline.console.live import LONGEST_SECONDS, Live, Sample, TooManyStreams, pause_seconds
 from hopline.errors import DatabaseUnavailable
 from hopline.history import Rate
 from hopline.status import Status
@@ -156,3 +156,8 @@ async def test_closing_ends_every_stream_and_what_is_being_measured(script: Scri
 
 async def _all(samples: AsyncIterator[Sample | None]) -> list[Sample | None]:
     return [sample async for sample in samples]
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.001, 2.0), (0.04, 2.0), (0.1, 5.0), (15.0, LONGEST_SECONDS)])
+def test_what_takes_long_to_measure_is_measured_less_often(took: float, pause: float) -> None:
+    assert pause_seconds(2.0, took) == pytest.approx(pause)

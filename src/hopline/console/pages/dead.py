@@ -104,7 +104,7 @@ async def view_groups(request: Http) -> Groups:
     """The groups of what is parked, the largest first."""
     desk, mask = desk_of(request), desk_of(request).mask_for(request)
     async with desk.database.reading() as connection:
-        found = await deadletter_queries.groups(connection, Filter())
+        found = (await deadletter_queries.overview(connection)).groups
         trends = await deadletter_queries.trends(connection, [one.fingerprint for one in found])
     return Groups(tuple(_group_row(one, mask, trends.get(one.fingerprint, ())) for one in found), _jobs(desk))
 
@@ -121,7 +121,7 @@ async def view_group(request: Http) -> GroupPage:
     which = Filter(group=fingerprint)
     letters, after = await _letters(desk, which, query(request, "after"))
     async with desk.database.reading() as connection:
-        found = await deadletter_queries.groups(connection, which, limit=1)
+        found = (await deadletter_queries.overview(connection, fingerprint=fingerprint)).groups
     judged = await repair.check(desk.database, desk.code, [letter.id for letter in letters])
     verdicts = {one.letter_id: one.verdict for one in judged}
     rows = tuple(
@@ -129,7 +129,7 @@ async def view_group(request: Http) -> GroupPage:
     )
     replayable = sum(one.verdict.ok for one in judged)
     group = _masked_group(found[0], mask) if found else None
-    return GroupPage(group, fingerprint, rows, after, replayable)
+    return GroupPage(group, fingerprint, rows, after, replayable, group is not None and group.count_is_least)
 
 
 async def view_letters(request: Http) -> LetterList:
