@@ -100,7 +100,7 @@ async def test_queues_are_told_with_their_consumers_and_the_age_of_their_oldest(
     assert parcels.oldest_is_least  # three are in it, and one is known
     assert (letters.exists, letters.depth) == (False, None)
     assert (given_up_queue.name, given_up_queue.ready) == ("parcels.dead", 1)
-    assert "the queue parcels holds 3 messages and has no consumer" in troubles(found)
+    assert "the queue parcels holds 3 messages and has no consumer (`hopline worker`)" in troubles(found)
 
 
 async def test_processes_tell_of_themselves_and_the_dead_are_not_believed(database_url: str) -> None:

@@ -55,7 +55,7 @@ def troubles(status: Status) -> list[str]:
 
 def _with_command(one: Trouble) -> str:
     is_new = one.hint.startswith("hopline ") and one.hint not in one.text
-    return f"{one.text}: `{one.hint}`" if is_new else one.text
+    return f"{one.text} (`{one.hint}`)" if is_new else one.text
 
 
 def trouble_list(status: Status) -> list[Trouble]:
