@@ -51,7 +51,7 @@ class ConsoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Whether viewers may uncover personal data, for a reason that is written down."""
     title: str = ""
     """The program's name on every page; empty: Hopline."""
-    sample_seconds: float = 2.0
+    sample_seconds: float = 3.0
     """How often the flow is measured while somebody looks."""
     streams: int = 100
     """Pages that are kept live at once; one more is told to try later."""
