@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 import uvicorn
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from hopline import HoplineError, Settings, UsageError, run
 from orders import catalogue, dataset, demo, mailbox, serving, up, wiring
 from orders import replay as load
+from orders.console import LedgerMailbox
 
 app = typer.Typer(
     name="orders",
@@ -109,11 +111,16 @@ def _path(name: str, shipped: Path) -> Path:
 
 def local_api(folder: Path) -> str:
     """The API of the stack that runs in the folder; UsageError if none does."""
+    return str(_running(folder, "--url")["urls"]["api"])
+
+
+def _running(folder: Path, option: str) -> dict[str, Any]:
+    """What the stack that runs in the folder says of itself; UsageError, which names the option, if none does."""
     try:
-        urls = json.loads((folder / "run.json").read_text())["urls"]
-    except (OSError, ValueError, KeyError):
-        raise UsageError(f"no stack runs in {folder}; start one (orders up) or give --url") from None
-    return str(urls["api"])
+        found: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        raise UsageError(f"no stack runs in {folder}; start one (orders up) or give {option}") from None
+    return found
 
 
 async def send(
@@ -185,6 +192,42 @@ def mailbox_command(
 ) -> None:
     """Run the development mailbox: an SMTP server that keeps every mail in one file."""
     raise typer.Exit(run(lambda stop: mailbox.serve(host, port, ledger, stop), Settings.from_environment()))
+
+
+@app.command()
+def mails(
+    mail: Annotated[str, typer.Argument(help="A mail's number, as the list has it. Default: the latest ones.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="As many of the latest.")] = 20,
+    before: Annotated[str, typer.Option(help="Older ones than this mail.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    ledger: Annotated[Path | None, typer.Option(help="The mailbox's file. Default: of the stack that runs.")] = None,
+    folder: Folder = Path(".hopline"),
+) -> None:
+    """List the mails that the development mailbox has, the newest first, or show one.
+
+    Exit status 1 if there is no such mail.
+    """
+    box = LedgerMailbox(ledger or Path(_running(folder, "--ledger")["mail_ledger"]))
+    if not mail:
+        found = asyncio.run(box.page(limit=limit, before=before))
+        lines = (f"{one.id:>10}  {one.at:%Y-%m-%d %H:%M:%S}  {', '.join(one.to)}  {one.subject}" for one in found)
+        typer.echo(_as_json({"mails": found}) if as_json else _printable("\n".join(lines)) or "The mailbox is empty.")
+        return
+    whole = asyncio.run(box.find(mail))
+    if whole is None:
+        typer.echo(f"There is no mail {mail}.", err=True)
+        raise typer.Exit(1)
+    head = "\n".join(f"{name}: {value}" for name, value in whole.headers)
+    typer.echo(_as_json(whole) if as_json else _printable(f"{head}\n\n{whole.text}"))
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: what a customer typed is in every mail."""
+    return "".join(c if c.isprintable() or c == "\n" else "" if c == "\r" else "\ufffd" for c in text)
+
+
+def _as_json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value)).decode()
 
 
 @app.command(name="load-catalogue")

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from typer.testing import CliRunner
 
+from orders.cli import app
 from orders.console import LedgerMailbox
 from orders.mailbox import Mail
 from tests.support.console import OPERATOR_PASSWORD, VIEWER_PASSWORD, console
@@ -73,3 +75,19 @@ async def test_a_mail_that_is_not_there_is_not_found(sqlite_database_url: str, t
         answers = [(await ann.get(f"/mailbox/{name}")).status_code for name in ("1", "999999", "x", "1/html")]
 
     assert answers == [404] * 4
+
+
+def test_the_command_line_lists_mails_and_shows_one_without_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    ledger(tmp_path, mail(1, "<p>Hello</p>"), msgspec.structs.replace(mail(2, "<p>2</p>"), subject="a\x1b[31mb"))
+    place = ["--ledger", str(tmp_path / "mail.ndjson")]
+
+    listed = CliRunner().invoke(app, ["mails", *place])
+    told = CliRunner().invoke(app, ["mails", "--json", *place])
+    shown = CliRunner().invoke(app, ["mails", "0", *place])
+    missing = CliRunner().invoke(app, ["mails", "7", *place])
+
+    assert [line.split()[-1] for line in listed.output.splitlines()] == ["a\ufffd[31mb", "1"]
+    assert [one["subject"] for one in msgspec.json.decode(told.output)["mails"]] == ["a\x1b[31mb", "Order 1"]
+    assert "Subject: Order 1" in shown.output
+    assert "Hello ann@example.com" in shown.output
+    assert (missing.exit_code, missing.output.strip()) == (1, "There is no mail 7.")
