@@ -48,14 +48,16 @@ def statements_of(database: Database) -> Iterator[Counter[str]]:
     def committed(_: object) -> None:
         counts["commits"] += 1
 
-    engine = database._writer.sync_engine
-    sa.event.listen(engine, "before_cursor_execute", executed)
-    sa.event.listen(engine, "commit", committed)
+    engines = {database._writer.sync_engine, database._reader.sync_engine}
+    for engine in engines:
+        sa.event.listen(engine, "before_cursor_execute", executed)
+        sa.event.listen(engine, "commit", committed)
     try:
         yield counts
     finally:
-        sa.event.remove(engine, "before_cursor_execute", executed)
-        sa.event.remove(engine, "commit", committed)
+        for engine in engines:
+            sa.event.remove(engine, "before_cursor_execute", executed)
+            sa.event.remove(engine, "commit", committed)
 
 
 async def cost_of_each_step(way: Way, now: Callable[[], Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -94,7 +96,7 @@ async def test_the_statements_of_a_thousand_orders_on_sqlite(sqlite_database_url
 
     assert costs["placed"] == {"statements": per_thousand(4), "commits": per_thousand(1)}, costs
     assert costs["decided"] == {"statements": per_thousand(10), "commits": per_thousand(1)}, costs
-    assert costs["mailed"] == {"statements": per_thousand(3), "commits": per_thousand(1)}, costs
+    assert costs["mailed"] == {"statements": per_thousand(4), "commits": per_thousand(1)}, costs
 
 
 async def test_the_round_trips_of_a_thousand_orders_on_postgres(postgres_database_url: str) -> None:
