@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from tests.support.console import OPERATOR_PASSWORD, VIEWER_PASSWORD
 from tests.support.system import Scale, System, system
@@ -45,6 +45,7 @@ SCALE = Scale(
 )
 """An operator's pause reaches the workers with their next heartbeat."""
 PATIENCE_MILLISECONDS = 20_000.0
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 Role = Literal["operator", "viewer"]
 PASSWORDS: dict[Role, str] = {"operator": OPERATOR_PASSWORD, "viewer": VIEWER_PASSWORD}

@@ -6,9 +6,10 @@ import json
 import re
 
 import pytest
+import sqlalchemy as sa
 from playwright.async_api import Page, expect
 
-from hopline import pausing
+from hopline import pausing, schema
 from hopline.database import Database
 from orders.dataset import Basket
 from tests.browser.conftest import OpenWindow, Window
@@ -101,6 +102,7 @@ async def test_a_queue_is_paused_and_resumed(running: System, open_window: OpenW
         await window.open("/queues/emails")
         await dialog(page, "Pause", reason="the prices are wrong")
         await expect(page.locator("main")).to_contain_text("paused by operator Ann")
+        await wait_until(lambda: _obeyed(database, "emails"), DEADLINE_SECONDS, "the worker hears of it")
         (basket,) = running.take_clean(1)
         _, order = await running.post(basket, "paused")
         await wait_until(lambda: _is_decided(running, order), DEADLINE_SECONDS, "the other queues go on")
@@ -110,12 +112,17 @@ async def test_a_queue_is_paused_and_resumed(running: System, open_window: OpenW
 
         await page.reload()
         await dialog(page, "Resume")
-        await expect(page.locator("main")).not_to_contain_text("paused by")
+        await expect(page.locator("main")).not_to_contain_text("paused by operator Ann")
 
         await wait_until(lambda: order in running.oracle.ledger.mails(), DEADLINE_SECONDS, "its mail")
     finally:
         await pausing.resume(database, "emails", who="test")
         await database.close()
+
+
+async def _obeyed(database: Database, queue: str) -> bool:
+    workers = await database.query(sa.select(schema.workers.c.state).where(schema.workers.c.role == "worker"))
+    return bool(workers) and all(queue in row.state.get("paused_by_operator", ()) for row in workers)
 
 
 async def _is_decided(running: System, order: str) -> bool:
