@@ -1,6 +1,6 @@
 """The one sampler of a process: it measures the flow every few seconds, only while somebody looks, for all streams.
 
-On a database where a measurement takes long it measures less often, so that it never costs more than a small share.
+On a database where a measurement takes long it measures less often, down to once in LONGEST_SECONDS.
 What cannot be measured is part of a sample, never an exception: with the database down the streams go on, and say so.
 Everything is bounded: streams, the time of one measurement, and a page that asks takes the sample that there is.
 """
