@@ -4,8 +4,8 @@ The layers, lowest first; a module imports lower layers only:
 
     0  errors clock settings failpoints metrics
     1  message outcome fingerprint
-    2  codec retry topology breaker
-    3  broker handlers rows schema migrations database
+    2  failure codec retry topology breaker
+    3  broker handlers rows schema migrations outgoing database
     4  amqp/ management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
     5  history/ pausing draining batching live properties heartbeat recovery retention window
     6  rabbitmq

@@ -181,7 +181,7 @@ class Hopline:
                 hear=producer.hear,
             )
             heartbeat.start()
-            stack.push_async_callback(heartbeat.stop)
+            stack.push_async_exit(_stopping(heartbeat))
             for work in (self._register(database, publisher), self._recover(database), self._purge(database)):
                 stack.push_async_callback(_cancelled, asyncio.create_task(work))
             yield producer
@@ -424,6 +424,15 @@ async def _alone(
     except Exception as error:  # noqa: BLE001 - it is this member's result, and its caller raises it
         return error
     return result
+
+
+def _stopping(heartbeat: Heartbeat) -> Callable[[object, BaseException | None, object], Awaitable[None]]:
+    """An exit of a context that tells the heartbeat of the fault that ended it."""
+
+    async def stop(_kind: object, fault: BaseException | None, _trace: object) -> None:
+        await heartbeat.stop(fault)
+
+    return stop
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -2,7 +2,8 @@
 
 There is no timer: while one group runs, the next one gathers. The running group is a task of its own, so a
 caller that goes away (an HTTP client that disconnects) never cancels the others' work, and whatever a run
-raises reaches every waiter. Bounded: `max_members` a group, `max_waiting` items before `submit` waits.
+raises reaches every waiter: an exit, a cancellation that `abandon` did not ask for and a wrong number of results too,
+each as a GroupFailed. Bounded: `max_members` a group, `max_waiting` items before `submit` waits.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from hopline.errors import text_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class GroupFailed(RuntimeError):
+    """A run of a group ended in a way that is no result and no ordinary exception."""
 
 
 class Groups(Generic[Item, Result]):
@@ -39,6 +46,7 @@ class Groups(Generic[Item, Result]):
         self._room = asyncio.Semaphore(max_waiting)
         self._waiting: deque[tuple[Item, asyncio.Future[Result] | None]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._abandoned = False
         self._name = name
         self._on_error = on_error
 
@@ -60,6 +68,7 @@ class Groups(Generic[Item, Result]):
 
     async def abandon(self) -> None:
         """Cancels the running group and forgets the rest; their waiters are cancelled."""
+        self._abandoned = True
         for _, future in self._waiting:
             if future is not None:
                 future.cancel()
@@ -67,6 +76,7 @@ class Groups(Generic[Item, Result]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        self._abandoned = False
 
     def _add(self, entries: list[tuple[Item, asyncio.Future[Result] | None]]) -> None:
         self.busy += len(entries)
@@ -87,14 +97,15 @@ class Groups(Generic[Item, Result]):
     async def _run_one(self, members: list[tuple[Item, asyncio.Future[Result] | None]]) -> None:
         results: Sequence[Result | BaseException]
         try:
-            results = await self._run([item for item, _ in members])
-        except asyncio.CancelledError:
-            for _, future in members:
-                if future is not None:
-                    future.cancel()
-            raise
-        except Exception as error:  # noqa: BLE001 - every waiter gets it
-            results = [error] * len(members)
+            results = _as_many(await self._run([item for item, _ in members]), len(members), self._name)
+        except BaseException as error:  # every waiter gets it
+            if isinstance(error, asyncio.CancelledError) and self._abandoned:
+                for _, future in members:
+                    if future is not None:
+                        future.cancel()
+                raise
+            _take_back_cancellation()
+            results = [_as_failure(error)] * len(members)
         for (_, future), result in zip(members, results, strict=True):
             self._resolve(future, result)
 
@@ -105,6 +116,29 @@ class Groups(Generic[Item, Result]):
         elif future.done():
             pass  # its caller went away; the work was done all the same
         elif isinstance(result, BaseException):
-            future.set_exception(result)
+            future.set_exception(_as_failure(result))
         else:
             future.set_result(result)
+
+
+def _as_many(results: object, members: int, name: str) -> Sequence[Any]:
+    """The results of a run; GroupFailed if they are not one for each member."""
+    if not isinstance(results, Sequence) or len(results) != members:
+        raise GroupFailed(f"{name}: the group's function must return one result for each of {members} items")
+    return results
+
+
+def _take_back_cancellation() -> None:
+    """The group goes on: whoever cancelled the task was not its owner."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
+def _as_failure(error: BaseException) -> Exception:
+    """An exception that a future can carry to its waiter without ending more than the waiter's own work."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    failed = GroupFailed(f"the group's function raised {type(error).__name__}: {text_of(error)}")
+    failed.__cause__ = error
+    return failed

@@ -89,8 +89,20 @@ def new_id() -> str:
     return _ids.new()
 
 
+ID_TIME_MAX = "e677d21fdbff"
+"""First 12 digits of the latest id whose time a datetime can hold: the end of the year 9999."""
+
+
+def has_id_time(identifier: str) -> bool:
+    """Whether the time in an id (36 characters, lower case) is one that `id_time` can give.
+
+    A UUIDv7 has 48 bits of milliseconds, which reach to the year 10889.
+    """
+    return identifier[:8] + identifier[9:13] <= ID_TIME_MAX
+
+
 def id_time(identifier: str) -> datetime:
-    """When a UUIDv7 was made, to the millisecond (RFC 9562, section 5.7)."""
+    """When a UUIDv7 was made, to the millisecond (RFC 9562, section 5.7); see `has_id_time` for ids of others."""
     milliseconds = int(identifier[:8] + identifier[9:13], 16)
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -27,8 +28,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransactio
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import functions
 
-from hopline import codec, migrations, schema
-from hopline.clock import new_id, utcnow
+from hopline import migrations, schema, topology
+from hopline.clock import new_id
 from hopline.errors import (
     CommitUnknown,
     DatabaseContention,
@@ -36,7 +37,8 @@ from hopline.errors import (
     DatabaseUnavailable,
     UsageError,
 )
-from hopline.message import Envelope, type_of
+from hopline.message import Envelope
+from hopline.outgoing import envelope_of_message
 from hopline.rows import Dialect, Parameters
 
 LOCK_TIMEOUT_SECONDS = 2.0
@@ -55,13 +57,14 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 SINGLE = "hopline_single"
 """Execution option of a connection, on SQLite: it runs one query, and begins no transaction for it."""
 
+INSIDE = "hopline_inside"
+"""In the info of a connection while a handler has its transaction."""
+NOT_THE_HANDLERS = "a handler must not commit, roll back or close its transaction: Hopline does, with the claim"
+
+_ENDS_TRANSACTION = re.compile(r"\s*(commit|end|rollback|abort)\b(?!\s+to\b)", re.IGNORECASE)
+
 WRITES_TOGETHER = 64
 """Combinations of deferred statements that are kept built, of which a program has a few."""
-
-KEY_CHARACTERS = 255
-HEADER_NAME_BYTES = 128
-HEADERS_BYTES = 4096
-TRACE_HEADERS = ("traceparent",)
 
 Result = TypeVar("Result")
 Write = sa.Insert | sa.Update | sa.Delete
@@ -127,7 +130,7 @@ class Transaction:
         self.cause: Envelope | None = None
         """The message that is being handled; what is sent meanwhile belongs to its flow."""
         self._deferred: list[tuple[Write, Parameters]] = []
-        self._message_limit_bytes = message_limit_bytes
+        self.message_limit_bytes = message_limit_bytes
 
     def send(
         self,
@@ -142,22 +145,15 @@ class Transaction:
         `queue` sends it to one queue instead of all that are bound to its type; `delay_seconds` makes it due
         later by the database's clock. MessageTooLarge and UsageError are raised here, before anything is stored.
         """
-        declared = type_of(message)
-        identifier = new_id()
-        cause = self.cause
-        envelope = Envelope(
-            id=identifier,
-            type=declared.name,
-            version=declared.version,
-            key=checked_key(declared.key_of(message), declared.name),
-            correlation_id=cause.correlation_id if cause else identifier,
-            cause_id=cause.id if cause else None,
-            created_at=utcnow(),
-            body=codec.encode(message, limit_bytes=self._message_limit_bytes),
-            headers=_with_inherited(_checked_headers(headers) if headers else {}, cause),
-        )
+        if queue:
+            topology.check_queue_name(queue)
+        envelope = envelope_of_message(message, cause=self.cause, limit_bytes=self.message_limit_bytes, headers=headers)
         self.sends.append(Send(new_id(), envelope, queue, max(0.0, delay_seconds), new=True))
         return envelope
+
+    def add(self, envelope: Envelope) -> None:
+        """Sends a new message whose envelope is made already (outgoing.py)."""
+        self.sends.append(Send(new_id(), envelope, "", 0.0, new=True))
 
     def schedule(self, envelope: Envelope, *, queue: str, delay_seconds: float) -> None:
         """Sends an existing message to one queue (again): a retry, a deferral or a replay."""
@@ -169,6 +165,8 @@ class Transaction:
         parameters: Parameters | None = None,
     ) -> sa.CursorResult[Any]:
         """Runs a statement; outside failures arrive as DatabaseError."""
+        if isinstance(statement, sa.TextClause) and _ENDS_TRANSACTION.match(statement.text):
+            raise UsageError(NOT_THE_HANDLERS)
         try:
             return await self.connection.execute(statement, parameters)
         except Exception as error:
@@ -179,6 +177,22 @@ class Transaction:
     ) -> Sequence[sa.Row[Any]]:
         """All rows of a query."""
         return (await self.execute(statement, parameters)).fetchall()
+
+    @contextmanager
+    def only_inside(self) -> Iterator[None]:
+        """A block of a handler's code, which must not end the transaction: its claim and its effects are one.
+
+        A commit in it is refused where it is tried; after a rollback in it, the block ends with UsageError.
+        """
+        unit = self.connection.get_transaction()
+        info = self.connection.info
+        info[INSIDE] = True
+        try:
+            yield
+        finally:
+            info.pop(INSIDE, None)
+        if self.connection.get_transaction() is not unit:
+            raise UsageError(NOT_THE_HANDLERS)
 
     def defer(self, statement: Write, parameters: Parameters) -> None:
         """Runs a statement later, at the latest just before COMMIT, together with others; nobody reads what it gives.
@@ -460,6 +474,14 @@ def translate(error: Exception) -> Exception:
     return error
 
 
+def database_failure(error: BaseException) -> DatabaseError | None:
+    """The DatabaseError that an exception is, or that a driver's exception means; None for any other exception."""
+    if isinstance(error, exc.DBAPIError):
+        meant = translate(error)
+        return meant if isinstance(meant, DatabaseError) else None
+    return error if isinstance(error, DatabaseError) else None
+
+
 def _translate_driver(error: exc.DBAPIError) -> Exception:
     original = error.orig if error.orig is not None else error
     state = str(getattr(original, "sqlstate", "") or "")  # Postgres
@@ -483,35 +505,6 @@ async def retried(work: Callable[[], Awaitable[Result]], *, attempts: int = 5, f
                 raise
             await asyncio.sleep(first_seconds * 2**attempt)
     raise AssertionError("unreachable: the loop returns or raises")
-
-
-def checked_key(key: str, type_name: str) -> str:
-    """A business key as every column and header can hold it."""
-    storable = (key.isascii() and "\x00" not in key) or schema.storable(key) == key
-    if not 0 < len(key) <= KEY_CHARACTERS or not storable:
-        raise UsageError(
-            f"the key of a {type_name!r} must have 1 to {KEY_CHARACTERS} characters and no NUL: {key[:50]!r}"
-        )
-    return key
-
-
-def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Headers travel in one frame with every send of the message, so they are few and short."""
-    if schema.storable_json(headers) != headers:
-        raise UsageError("headers are text without NUL and without half characters")
-    size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
-    if size > HEADERS_BYTES or any(not 0 < len(name.encode()) <= HEADER_NAME_BYTES for name in headers):
-        raise UsageError(
-            f"headers have names of 1 to {HEADER_NAME_BYTES} bytes and at most {HEADERS_BYTES} bytes in all"
-        )
-    return headers
-
-
-def _with_inherited(headers: Mapping[str, str], cause: Envelope | None) -> Mapping[str, str]:
-    """With the headers that go on along a flow."""
-    if cause is None or not cause.headers:
-        return headers
-    return {**{name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers}, **headers}
 
 
 def _parse(url: str | sa.URL) -> sa.URL:
@@ -546,8 +539,9 @@ def _engine(
         )
         sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin(sqlite_begin))
+        sa.event.listen(engine.sync_engine, "commit", _refuse_inside)
         return engine
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=connections,
         max_overflow=0,
@@ -569,6 +563,13 @@ def _engine(
             },
         },
     )
+    sa.event.listen(engine.sync_engine, "commit", _refuse_inside)
+    return engine
+
+
+def _refuse_inside(connection: sa.Connection) -> None:
+    if connection.info.get(INSIDE):
+        raise UsageError(NOT_THE_HANDLERS)
 
 
 def _begin(statement: str) -> Callable[[sa.Connection], None]:

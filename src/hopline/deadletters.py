@@ -7,7 +7,8 @@ is resolved once, by whoever comes first, and stays. deadletter_queries.py reads
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -22,6 +23,12 @@ from hopline.rows import Dialect, Rows, insert
 from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, Id, dead_letters, storable, storable_json
 
 NAME_CHARACTERS = 255
+REASON_CHARACTERS = 64
+BODY_DIGITS = 16
+"""Of a body's hash in a letter's identity: a stranger may use one id for several messages."""
+DELIVERED_AGAIN = "; delivered again before its acknowledgement was certain"
+BROKER_HEADERS = frozenset({"x-delivery-count", "x-acquired-count"})
+"""What RabbitMQ adds to a message of a quorum queue that it delivers again."""
 
 Resolution = Literal["replayed", "edited", "discarded"]
 
@@ -40,12 +47,22 @@ class DeadLetter:
     body: bytes
     cause: Cause = NO_CAUSE
 
-    @property
-    def identity(self) -> str:
-        """Equal for two deliveries of the same message and run; by content when it has no id."""
+    def identity(self, row_id: str) -> str:
+        """Equal for two deliveries of the same message and run; without an envelope each delivery is its own."""
         if self.envelope is not None:
-            return f"{self.queue}/{self.envelope.id}/{self.envelope.run}"
-        return f"{self.queue}/{hashlib.sha256(repr(sorted(self.properties.items())).encode() + self.body).hexdigest()}"
+            digest = hashlib.sha256(self.body).hexdigest()[:BODY_DIGITS]
+            return f"{self.queue}/{self.envelope.id}/{self.envelope.run}/{digest}"
+        return row_id
+
+    def content(self) -> str:
+        """A hash of what a message without an envelope is: equal for all deliveries of it, and for equal messages.
+
+        What RabbitMQ writes into a message that it delivers again is left out.
+        """
+        headers = self.properties.get("headers")
+        own = {**self.properties, "headers": _own(headers) if isinstance(headers, Mapping) else headers or {}}
+        text = json.dumps([self.queue, own], sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode("utf-8", "replace") + self.body).hexdigest()
 
     @property
     def type_name(self) -> str:
@@ -56,10 +73,62 @@ class DeadLetter:
 
 async def park(tx: Transaction, letters: Sequence[DeadLetter]) -> None:
     """Stores dead letters; one that is parked already stays as it is."""
-    if not letters:
-        return
-    statement = insert(tx.dialect, dead_letters).values(dead_at=now()).on_conflict_do_nothing()
-    await tx.execute(statement, [_row(letter) for letter in letters])
+    await _insert(tx, [_row(letter) for letter in letters])
+
+
+async def park_delivered(
+    tx: Transaction, deliveries: Sequence[tuple[DeadLetter, bool]], *, mine: Collection[str] = ()
+) -> list[str | None]:
+    """Stores dead letters of deliveries, each with whether RabbitMQ delivered it before.
+
+    Returns for each the id by which `settled` is to be told of its acknowledgement; None if it has an envelope, which
+    tells it from others. Without one, two first deliveries are two messages, however equal. One that comes again is
+    the message of a letter that is stored and was not acknowledged for certain, if there is such a letter of the same
+    content: each letter stands for one of them. `mine` are letters that the caller acknowledged on a channel that is
+    open: nothing comes again for these.
+    """
+    rows: list[dict[str, object]] = []
+    ids: list[str | None] = []
+    taken = set(mine)
+    for letter, redelivered in deliveries:
+        row = _row(letter)
+        if letter.envelope is None:
+            row["unsettled"] = content = letter.content()
+            known = await _again(tx, content, taken) if redelivered else None
+            ids.append(known or str(row["id"]))
+            if known is not None:
+                taken.add(known)
+                continue
+        else:
+            ids.append(None)
+        rows.append(row)
+    await _insert(tx, rows)
+    return ids
+
+
+async def settled(tx: Transaction, ids: Sequence[str]) -> None:
+    """The deliveries of these letters are acknowledged for certain: whatever comes again is another message."""
+    if ids:
+        await tx.execute(sa.update(dead_letters).where(dead_letters.c.id.in_(ids)).values(unsettled=None))
+
+
+async def _again(tx: Transaction, content: str, taken: Collection[str]) -> str | None:
+    """The id of a letter of this content that is not settled and not taken; the letter says that it came again."""
+    unsettled = sa.select(dead_letters.c.id).where(
+        dead_letters.c.unsettled == content, dead_letters.c.id.not_in(sorted(taken))
+    )
+    rows = await tx.rows(unsettled.order_by(dead_letters.c.id).limit(1).with_for_update(skip_locked=True))
+    if not rows:
+        return None
+    again = sa.func.substr(dead_letters.c.error + DELIVERED_AGAIN, 1, ERROR_CHARACTERS)
+    await tx.execute(sa.update(dead_letters).where(dead_letters.c.id == rows[0].id).values(error=again))
+    return str(rows[0].id)
+
+
+async def _insert(tx: Transaction, rows: Sequence[dict[str, object]]) -> None:
+    if rows:
+        statement = insert(tx.dialect, dead_letters).values(dead_at=now()).on_conflict_do_nothing()
+        await tx.execute(statement, rows)
 
 
 async def resolve(tx: Transaction, letters: Mapping[str, str | None], resolution: Resolution) -> set[str]:
@@ -98,9 +167,11 @@ def _resolving(dialect: Dialect) -> sa.Executable:
 
 def _row(letter: DeadLetter) -> dict[str, object]:
     envelope = letter.envelope
+    row_id = new_id()
     return {
-        "id": new_id(),
-        "identity": letter.identity,
+        "id": row_id,
+        "identity": letter.identity(row_id),
+        "unsettled": None,
         "queue": letter.queue,
         "endpoint": letter.endpoint,
         "message_id": envelope.id if envelope else None,
@@ -109,12 +180,16 @@ def _row(letter: DeadLetter) -> dict[str, object]:
         "run": envelope.run if envelope else 0,
         "attempt": envelope.attempt if envelope else 0,
         "key": storable(envelope.key) if envelope else None,
-        "reason": letter.reason,
+        "reason": storable(letter.reason[:REASON_CHARACTERS]),
         "error": storable(letter.error[:ERROR_CHARACTERS]),
         "stack": storable(letter.stack[-STACK_CHARACTERS:]),
         "error_type": storable(letter.cause.error_type),
         "frame": storable(letter.cause.frame),
-        "fingerprint": fingerprint(letter.cause, letter.reason, letter.type_name),
+        "fingerprint": fingerprint(letter.cause, letter.reason[:REASON_CHARACTERS], letter.type_name),
         "properties": storable_json(letter.properties),
         "body": letter.body,
     }
+
+
+def _own(headers: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in headers.items() if name not in BROKER_HEADERS}

@@ -121,3 +121,18 @@ class DatabaseContention(DatabaseError):
 
 class CommitUnknown(DatabaseError):
     """The connection died during COMMIT: read back by id to learn whether it happened."""
+
+
+TEXT_CHARACTERS = 2_000
+"""Maximum length of the text that `text_of` keeps of an exception."""
+
+
+def text_of(error: BaseException) -> str:
+    """Returns the text of any exception, cut to TEXT_CHARACTERS.
+
+    Never raises: an exception whose own `__str__` fails is described by its class.
+    """
+    try:
+        return str(error)[:TEXT_CHARACTERS]
+    except BaseException:  # noqa: BLE001 - code of the exception's author: whatever it raises, there is no text
+        return f"{type(error).__name__}, whose text cannot be made"

@@ -46,13 +46,18 @@ def cause_of(error: BaseException | None) -> Cause:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     frames = [frame for frame, _ in walk_tb(error.__traceback__) if _is_own(frame)]
-    return Cause(name[:PLACE_CHARACTERS], _place(frames[-1])[:PLACE_CHARACTERS] if frames else "")
+    return Cause(_name(name), _name(_place(frames[-1])) if frames else "")
 
 
 def fingerprint(cause: Cause, reason: str, type_name: str) -> str:
     """Equal for what failed of the same cause; without an exception, by reason and message type."""
     parts = (cause.error_type, cause.frame) if cause.error_type else (reason, type_name)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:CHARACTERS]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:CHARACTERS]
+
+
+def _name(text: str) -> str:
+    """A name that a program made up at run time may hold anything: cut, and without half characters."""
+    return text[:PLACE_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _is_own(frame: FrameType) -> bool:

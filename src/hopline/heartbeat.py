@@ -23,7 +23,7 @@ import structlog
 
 from hopline import history, pausing
 from hopline.database import Database, Transaction, now, translated
-from hopline.errors import DatabaseError
+from hopline.errors import DatabaseError, HoplineError
 from hopline.pausing import Pause
 from hopline.rows import insert
 from hopline.schema import storable_json, workers
@@ -82,6 +82,7 @@ class Heartbeat:
         self._loop = asyncio.get_running_loop()
         self._latest: tuple[float, Mapping[str, object]] = (time.monotonic(), {})
         self._stopping = threading.Event()
+        self._signs_off = True
         self._thread = threading.Thread(target=self._run, name=f"heartbeat {instance}", daemon=True)
         self._watching: asyncio.Task[None] | None = None
 
@@ -95,8 +96,13 @@ class Heartbeat:
         self._watching = asyncio.create_task(self._watch(), name="heartbeat state")
         self._thread.start()
 
-    async def stop(self) -> None:
-        """Takes the row and this instance's marks back: it stops in order."""
+    async def stop(self, fault: BaseException | None = None) -> None:
+        """Ends the beat. In order, it takes the row and this instance's marks back.
+
+        After a fault of the process they stay: what it ran then may have been the reason, and the row is the evidence
+        that it died (suspects.py). A failure that has a name (HoplineError) and a stop that was asked for are none.
+        """
+        self._signs_off = fault is None or isinstance(fault, HoplineError | asyncio.CancelledError)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -126,7 +132,8 @@ class Heartbeat:
                     with suppress(RuntimeError):  # the loop has ended without waiting for this thread
                         self._loop.call_soon_threadsafe(self._hear, heard)
                 await asyncio.to_thread(self._stopping.wait, self._interval_seconds)
-            await self._quietly(database, self._sign_off)
+            if self._signs_off:
+                await self._quietly(database, self._sign_off)
         finally:
             await database.close()
 

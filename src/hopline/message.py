@@ -15,12 +15,20 @@ from typing import Any, TypeVar
 import msgspec
 import msgspec.structs
 
-from hopline.errors import UnknownType, UsageError
+from hopline.errors import UnknownType, UsageError, text_of
 
 ATTRIBUTE = "__hopline_message__"
 
 NAME_BYTES = 255
 """AMQP's limit of a short string, which a routing key is."""
+KEY_CHARACTERS = 255
+"""Longest business key."""
+HEADER_NAME_BYTES = 128
+"""Longest name of a free header."""
+HEADERS_BYTES = 4096
+"""Most bytes of free headers, names included: they travel in one frame with every send of a message."""
+TRACE_HEADERS = ("traceparent",)
+"""Free headers that go on along a flow, from a message to those that its handler sends."""
 
 M = TypeVar("M", bound=type[msgspec.Struct])
 
@@ -37,8 +45,11 @@ class MessageType:
     """No queue bound is fine: a return by RabbitMQ counts as sent."""
 
     def key_of(self, message: msgspec.Struct) -> str:
-        """The business key of a message, as text."""
-        return str(getattr(message, self.key))
+        """The business key of a message, as text; UsageError if it has none."""
+        try:
+            return str(getattr(message, self.key))
+        except Exception as error:
+            raise UsageError(f"the key {self.key!r} of a {self.name!r} is no text: {text_of(error)}") from error
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.clock import id_time, new_id
 from hopline.database import Send, Transaction, Write, now
-from hopline.errors import OutboxFull
+from hopline.errors import OutboxFull, UsageError
 from hopline.message import Envelope
 from hopline.rows import Dialect, Made, Parameters, Rows, as_json
 from hopline.schema import Id, Json, UtcTime, messages, outbox
@@ -55,6 +55,11 @@ class Outbox:
         """Stores the transaction's sends; the returned landing offers them to the relay."""
         if not tx.sends:
             return None
+        if len(tx.sends) > self.limit:
+            raise UsageError(
+                f"one transaction sends {len(tx.sends)} messages, more than the outbox may ever hold ({self.limit}); "
+                "send them in several transactions, or raise HOPLINE_OUTBOX_LIMIT"
+            )
         if self.unsent + len(tx.sends) > self.limit:
             raise OutboxFull(self.unsent, self.limit, RETRY_AFTER_SECONDS)
         immediate = [send for send in tx.sends if send.delay_seconds == 0.0]

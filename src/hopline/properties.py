@@ -1,7 +1,8 @@
 """An envelope as AMQP properties, and back (docs/reference/message-format.md).
 
-What comes from a queue may be anybody's: properties that are not those of a message of Hopline give no
-envelope, never an exception, and are kept raw for a dead letter.
+What comes from a queue may be anybody's. Reading it is total: properties that are not those of a message of Hopline
+give no envelope, never an exception, and are kept for a dead letter. What an envelope holds can be stored by every
+database and be published again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
 from hopline import amqp
-from hopline.clock import id_time
+from hopline.clock import has_id_time, id_time
 from hopline.codec import CONTENT_TYPE
-from hopline.message import Envelope
+from hopline.message import HEADER_NAME_BYTES, HEADERS_BYTES, KEY_CHARACTERS, TRACE_HEADERS, Envelope
 from hopline.schema import storable
 
 VERSION_HEADER = "hopline-version"
@@ -24,6 +25,9 @@ RUN_HEADER = "hopline-run"
 ATTEMPT_HEADER = "hopline-attempt"
 SUSPECT_HEADER = "hopline-suspect"
 _OWN_HEADERS = frozenset({VERSION_HEADER, KEY_HEADER, CAUSE_HEADER, RUN_HEADER, ATTEMPT_HEADER, SUSPECT_HEADER})
+COUNT_MAX = 1 << 30
+"""Highest version, run and attempt that is believed: far above any real one, and a database can store many more."""
+
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 _PROPERTIES = (
@@ -76,12 +80,12 @@ def envelope_of(delivery: amqp.Delivery) -> Envelope | None:
         id=identifier,
         type=type_name,
         version=version,
-        key=storable(str(get(KEY_HEADER, ""))[:255]),
+        key=_key(get(KEY_HEADER, "")),
         correlation_id=correlation if correlation == identifier or is_id(correlation) else identifier,
         cause_id=cause,
         created_at=id_time(identifier),
         body=delivery.body,
-        headers=free_headers(headers),
+        headers=free_headers(headers) if len(headers) > len(_OWN_HEADERS) or headers.keys() - _OWN_HEADERS else {},
         run=run,
         attempt=attempt,
         suspect=get(SUSPECT_HEADER) is True,
@@ -89,21 +93,37 @@ def envelope_of(delivery: amqp.Delivery) -> Envelope | None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 1 << 31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COUNT_MAX
+
+
+def _key(value: object) -> str:
+    return storable(value[:KEY_CHARACTERS]) if isinstance(value, str) else ""
 
 
 def free_headers(headers: Mapping[str, Any]) -> dict[str, str]:
-    """Those of a delivery's headers that are text and not Hopline's own."""
-    return {
-        storable(name): storable(value)
-        for name, value in headers.items()
-        if name not in _OWN_HEADERS and isinstance(value, str)
-    }
+    """A delivery's headers that are text and not Hopline's own, as far as they fit into HEADERS_BYTES.
+
+    A message of Hopline has no more than that. Of a stranger's, the traces come first and what is too much stays with
+    the delivery: kept, it could not be published again in one frame.
+    """
+    kept: dict[str, str] = {}
+    room = HEADERS_BYTES
+    names = sorted((name for name in headers if name not in _OWN_HEADERS), key=lambda name: name not in TRACE_HEADERS)
+    for name in names:
+        value = headers[name]
+        if isinstance(value, str):
+            text_name, text = storable(name), storable(value)
+            name_bytes = len(text_name.encode())
+            size = name_bytes + len(text.encode())
+            if 0 < name_bytes <= HEADER_NAME_BYTES and size <= room:
+                kept[text_name] = text
+                room -= size
+    return kept
 
 
 def is_id(value: object) -> TypeGuard[str]:
-    """Whether a value is a UUIDv7 in its canonical form of 36 characters."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
+    """Whether a value is a UUIDv7 in its canonical form of 36 characters, with a time before the year 10000."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None and has_id_time(value)
 
 
 def describe(delivery: amqp.Delivery) -> dict[str, object]:

@@ -194,6 +194,13 @@ dead_letters = sa.Table(
     sa.Column("resolution", sa.String(16), doc="NULL while parked; then replayed, edited or discarded"),
     sa.Column("resolved_at", UtcTime),
     sa.Column("replaced_by", Id, doc="the new message that was made from it"),
+    sa.Column("unsettled", sa.String(64), doc="without an id: a hash of the content until it is acknowledged"),
+)
+sa.Index(
+    "hopline_dead_letters_unsettled",
+    dead_letters.c.unsettled,
+    postgresql_where=dead_letters.c.unsettled.is_not(None),
+    sqlite_where=dead_letters.c.unsettled.is_not(None),
 )
 sa.Index("hopline_dead_letters_parked", dead_letters.c.resolution, dead_letters.c.dead_at)
 sa.Index("hopline_dead_letters_causes", dead_letters.c.resolution, dead_letters.c.fingerprint, dead_letters.c.dead_at)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from hopline.batching import Groups
+from hopline.batching import GroupFailed, Groups
 
 
 class Recorder:
@@ -109,3 +109,72 @@ async def test_abandoning_cancels_the_running_group_and_the_waiters() -> None:
     results = await asyncio.gather(*waiters, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 3
     assert recorder.groups == [[0]]
+
+
+def ends() -> list[BaseException]:
+    return [
+        asyncio.CancelledError(),
+        SystemExit(1),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        StopIteration(),
+        StopAsyncIteration(),
+    ]
+
+
+@pytest.mark.parametrize("end", ends(), ids=lambda end: type(end).__name__)
+async def test_however_a_run_ends_its_waiters_get_an_exception_and_the_next_group_runs(end: BaseException) -> None:
+    async def run(items: list[int]) -> Sequence[int | BaseException]:
+        if 0 in items:
+            raise end
+        return [end if item == 1 else item for item in items]
+
+    groups: Groups[int, int] = Groups(run, max_members=1)
+
+    results = await asyncio.gather(*(groups.submit(n) for n in (0, 1, 2)), return_exceptions=True)
+
+    assert [type(result) for result in results[:2]] in ([GroupFailed] * 2, [RuntimeError, GroupFailed])
+    assert results[2] == 2
+    assert groups.busy == 0
+
+
+async def test_a_run_that_cancels_its_own_task_fails_that_group_only() -> None:
+    async def run(items: list[int]) -> Sequence[int]:
+        if 0 in items:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        return items
+
+    groups: Groups[int, int] = Groups(run, max_members=1)
+
+    results = await asyncio.gather(*(groups.submit(n) for n in (0, 1)), return_exceptions=True)
+
+    assert isinstance(results[0], GroupFailed)
+    assert results[1] == 1
+
+
+@pytest.mark.parametrize("answer", [[], [1, 2], None, 5])
+async def test_a_run_with_another_number_of_results_fails_its_group(answer: object) -> None:
+    async def run(items: list[int]) -> Sequence[int]:
+        return answer  # type: ignore[return-value]  # what a program may do
+
+    groups: Groups[int, int] = Groups(run, max_members=1)
+
+    with pytest.raises(GroupFailed, match="one result for each of 1 items"):
+        await groups.submit(1)
+
+
+async def test_what_nobody_waits_for_goes_to_the_owner_however_it_ends() -> None:
+    async def run(items: list[int]) -> Sequence[None]:
+        raise asyncio.CancelledError
+
+    errors: list[BaseException] = []
+    groups: Groups[int, None] = Groups(run, max_members=10, on_error=errors.append)
+
+    groups.put([1, 2])
+    await groups.drained()
+
+    assert [type(error) for error in errors] == [GroupFailed] * 2
+    assert groups.busy == 0

@@ -19,9 +19,10 @@ HOPLINE = """
     errors clock
     settings failpoints metrics
     message outcome fingerprint
+    failure
     codec retry topology breaker
     broker handlers rows schema
-    migrations
+    migrations outgoing
     database
     amqp management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
     history pausing draining

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from hopline import amqp
 from hopline.clock import id_time, new_id
 from hopline.message import Envelope
-from hopline.properties import envelope_of, is_id, properties_of
+from hopline.properties import describe, envelope_of, is_id, properties_of
+from hopline.schema import storable_json
 
 
 def envelope(**changes: Any) -> Envelope:
@@ -85,3 +87,37 @@ def test_a_strangers_key_and_headers_become_text_that_can_be_stored() -> None:
     assert received is not None
     assert received.key == "nul \ufffd"
     assert received.headers == {"note \ufffd": "half ?"}
+
+
+@pytest.mark.parametrize("identifier", ["ffffffff-ffff-7fff-bfff-ffffffffffff", "e677d21f-dc00-7000-8000-000000000000"])
+def test_an_id_of_a_time_that_no_clock_has_makes_no_envelope(identifier: str) -> None:
+    properties = amqp.Properties(message_id=identifier, type="order.placed")
+
+    assert not is_id(identifier)
+    assert envelope_of(cast(Any, SimpleNamespace(properties=properties, body=b""))) is None
+
+
+def test_the_last_id_that_has_a_time() -> None:
+    assert id_time("e677d21f-dbff-7fff-bfff-ffffffffffff").year == 9999
+    assert is_id("e677d21f-dbff-7fff-bfff-ffffffffffff")
+
+
+def test_of_a_strangers_headers_those_are_kept_that_can_be_sent_again() -> None:
+    headers = {"note": "n" * 5_000, "long " * 40: "x", "a": "b", "traceparent": "t" * 55, "": "x", "number": 7}
+    properties = amqp.Properties(message_id=new_id(), type="order.placed", headers=headers)
+
+    received = envelope_of(cast(Any, SimpleNamespace(properties=properties, body=b"{}")))
+
+    assert received is not None
+    assert received.headers == {"a": "b", "traceparent": "t" * 55}
+    properties_of(received)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_in_place_of_properties_give_an_envelope_or_none(raw: bytes) -> None:
+    delivery = amqp.Delivery(cast(Any, None), "tag", 1, False, ("", "q"), raw, b"")
+
+    received = envelope_of(delivery)
+
+    assert received is None or is_id(received.id)
+    json.dumps(storable_json(describe(delivery)))

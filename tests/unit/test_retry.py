@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopline.errors import DependencyDown, Undecodable, UsageError
-from hopline.outcome import Dead, Defer, Done, Retry
+from hopline.errors import DependencyDown, MessageError, OutboxFull, Undecodable, UsageError
+from hopline.outcome import MAX_DELAY_SECONDS, Dead, Defer, Done, Retry
 from hopline.retry import RetryPolicy, again_at_once, bounded, decide
 
 policies = st.builds(
@@ -112,3 +113,67 @@ def test_a_handler_cannot_ask_for_more_retries_than_its_policy_allows(policy: Re
 
     assert outcome == (Retry(5, "not yet") if attempt + 1 < policy.attempts else Dead("exhausted", "not yet"))
     assert bounded(Done(), attempt, policy) == Done()
+
+
+def test_error_classes_may_be_given_in_any_collection() -> None:
+    one = RetryPolicy(never=ValueError)  # type: ignore[arg-type]  # what a program without types may write
+    several = RetryPolicy(never=[ValueError, KeyError], pause=[OSError])
+
+    assert decide(ValueError("x"), 0, one, 0.5) == Dead("permanent", "x")
+    assert decide(KeyError("x"), 0, several, 0.5) == Dead("permanent", "'x'")
+    assert isinstance(decide(OSError("x"), 0, several, 0.5), Defer)
+    assert several.never == (ValueError, KeyError)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attempts": 0},
+        {"attempts": 1.5},
+        {"attempts": 10**9},
+        {"attempts": True},
+        {"immediate": -1},
+        {"first_seconds": float("nan")},
+        {"cap_seconds": float("inf")},
+        {"first_seconds": "1"},
+        {"first_seconds": 5.0, "cap_seconds": 1.0},
+        {"jitter": float("nan")},
+        {"jitter": "much"},
+        {"never": "ValueError"},
+        {"never": [ValueError("x")]},
+        {"pause": None},
+        {"on": [ValueError]},
+        {"on": {"ValueError": RetryPolicy()}},
+        {"on": {ValueError: 3}},
+    ],
+)
+def test_a_policy_says_what_is_wrong_with_it_where_it_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="RetryPolicy"):
+        RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseExceptionGroup("x", [SystemExit(1)]), StopIteration()],
+)
+def test_an_exit_is_a_failed_attempt_and_is_not_tried_at_once(error: BaseException) -> None:
+    assert isinstance(decide(error, 0, RetryPolicy(), 0.5), Retry)
+    assert decide(error, 7, RetryPolicy(), 0.5) == Dead("exhausted", str(error))
+    assert not again_at_once(error, 1, RetryPolicy()) or isinstance(error, Exception)
+
+
+def test_a_full_outbox_pauses_the_queue() -> None:
+    assert decide(OutboxFull(10, 10, 5), 0, RetryPolicy(), 0.5) == Defer(0.0, str(OutboxFull(10, 10, 5)), pause=True)
+
+
+@pytest.mark.parametrize("reason", [None, "", 5])
+def test_a_message_error_of_the_programs_own_without_a_reason_gets_one(reason: Any) -> None:
+    error = type("Mine", (MessageError,), {"reason": reason})("x")
+
+    assert decide(error, 0, RetryPolicy(), 0.5) == Dead("bad-message", "x")
+
+
+def test_the_longest_delay_can_be_stored_whatever_its_jitter() -> None:
+    policy = RetryPolicy(first_seconds=MAX_DELAY_SECONDS, cap_seconds=MAX_DELAY_SECONDS, jitter=1.0)
+
+    assert decide(OSError("x"), 0, policy, 0.999) == Retry(MAX_DELAY_SECONDS, "x")

@@ -16,11 +16,11 @@ import msgspec
 
 from hopline import codec
 from hopline.clock import id_time, new_id
-from hopline.database import checked_key
 from hopline.deadletter_queries import WholeLetter
 from hopline.errors import MessageTooLarge, Undecodable, UnknownType
 from hopline.handlers import Handlers
 from hopline.message import Catalog, Envelope, MessageType
+from hopline.outgoing import checked_key
 from hopline.properties import CAUSE_HEADER, VERSION_HEADER, free_headers, is_id
 
 KILLERS = ("killed-workers", "delivery-limit")

@@ -1,8 +1,13 @@
 """Calling a handler: its arguments, its deadline, its tries at once, and what its answer means.
 
-Whatever a handler raises becomes an outcome here, except the database's own failures: those are not the
-message's fault and run the whole transaction again. A coroutine runs in the loop; a plain function (`def`, for
-effects) runs in a thread, so that it may block without stopping the heartbeats of the connection.
+Total: whatever a handler raises or returns becomes an outcome of its message here. That includes exits, cancellations
+that the worker did not ask for, answers of wrong types and messages that cannot be sent. Two things pass through: a
+cancellation by the worker itself, and the database's own failures, which are not the message's fault and have the
+whole transaction run again. A database failure that comes back each time that the handler runs, although the
+statements of the worker itself work, is the handler's: after a few times it is a failed attempt too.
+
+A coroutine runs in the loop; a plain function (`def`, for effects) runs in a thread, so that it may block without
+stopping the heartbeats of the connection.
 """
 
 from __future__ import annotations
@@ -10,21 +15,34 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec.structs import replace
 
 from hopline.broker import Delivery
-from hopline.database import Transaction
-from hopline.errors import DatabaseError, UsageError
+from hopline.database import Transaction, database_failure
+from hopline.errors import UsageError
+from hopline.failure import Failure, failure_of
 from hopline.handlers import Endpoint
 from hopline.message import Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
+from hopline.outgoing import envelope_of_message
 from hopline.retry import again_at_once, decide
+
+DATABASE_FAILURES_IN_A_GROUP = 3
+"""Database failures in a row during a handler of a group, until its members run apart to find whose they are."""
+DATABASE_FAILURES_ALONE = 6
+"""Database failures in a row during the handler of one message, until they count as a failed attempt of it."""
+COUNTED_ATTEMPTS = 10_000
+"""Attempts that database failures are counted for at once; deliveries that went to another worker leave theirs."""
+
+AttemptId = tuple[str, int, int]
+"""Message id, run and attempt: what one execution of a handler belongs to."""
 
 
 class Member(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -36,14 +54,23 @@ class Member(msgspec.Struct, frozen=True, eq=False, gc=False):
     suspect: bool = False
     """Whether it runs alone, because it may have killed a worker before."""
 
+    @property
+    def attempt_id(self) -> AttemptId:
+        """What tells this attempt from others of the same message."""
+        return self.envelope.id, self.envelope.run, self.envelope.attempt
+
 
 class Handled(msgspec.Struct, frozen=True, eq=False):
     """What one attempt of a handler came to: its outcome, and the messages that it returned."""
 
     outcome: Outcome
-    sends: tuple[msgspec.Struct, ...] = ()
-    error: BaseException | None = None
+    sends: tuple[Envelope, ...] = ()
+    """New messages, checked and encoded."""
+    failure: Failure | None = None
+    """The exception behind the outcome, as text."""
     seconds: float = 0.0
+    transaction_lost: bool = False
+    """Whether its transaction cannot store anything any more: the failure has to be stored in another one."""
 
     def changed(self, **changes: Any) -> Handled:
         """A copy with other values of these fields."""
@@ -52,8 +79,8 @@ class Handled(msgspec.Struct, frozen=True, eq=False):
     @property
     def error_text(self) -> str:
         """The exception, or what the outcome itself says, in one line."""
-        if self.error is not None:
-            return f"{type(self.error).__name__}: {self.error}"
+        if self.failure is not None:
+            return self.failure.text
         match self.outcome:
             case Retry(reason=reason) | Defer(reason=reason):
                 return reason
@@ -69,111 +96,221 @@ class MemberFailed(Exception):
     def __init__(self, *, alone: bool) -> None:
         super().__init__()
         self.alone = alone
-        """Whether the connection may be unusable (a handler ran into its deadline): no savepoints then."""
+        """Whether the transaction may be unusable (a deadline passed, a connection died): no savepoints then."""
 
 
-async def call_group(endpoint: Endpoint, tx: Transaction, members: list[Member]) -> list[tuple[Member, Handled]]:
-    """Calls the handler for all members; MemberFailed as soon as one does not end as Done."""
-    if endpoint.takes_list:
-        return await _call_list_together(endpoint, tx, members)
-    done: list[tuple[Member, Handled]] = []
-    for member in members:
-        handled = await _attempt(partial(_try, endpoint, tx, member), endpoint, member, tries_at_once=False)
-        if not isinstance(handled.outcome, Done):
-            raise MemberFailed(alone=isinstance(handled.error, TimeoutError))
-        done.append((member, handled))
-    return done
+class HandlerCall:
+    """Calls the handler of one endpoint, for a group in one transaction, for one member of it, or for an effect.
 
+    `abandoned` says whether the worker itself cancels what runs; any other cancellation is the handler's.
+    """
 
-async def call_apart(endpoint: Endpoint, tx: Transaction, member: Member) -> Handled:
-    """Calls the handler for one member, each try in a savepoint that is undone unless it ends as Done."""
+    def __init__(self, endpoint: Endpoint, *, abandoned: Callable[[], bool], limit_bytes: int) -> None:
+        self._endpoint = endpoint
+        self._abandoned = abandoned
+        self._limit_bytes = limit_bytes
+        self._database_failures: Counter[AttemptId] = Counter()
+        """Database failures in a row during the handler, of attempts that are not ended."""
 
-    async def try_once() -> Handled:
-        async with tx.savepoint() as savepoint:
-            handled = await _try(endpoint, tx, member)
+    async def group(self, tx: Transaction, members: Sequence[Member]) -> list[tuple[Member, Handled]]:
+        """Calls the handler for all members; MemberFailed as soon as one does not end as Done."""
+        if self._endpoint.takes_list:
+            return await self._list_together(tx, members)
+        done: list[tuple[Member, Handled]] = []
+        for member in members:
+            handled = await self._attempt(
+                partial(self._once, tx, member), [member], DATABASE_FAILURES_IN_A_GROUP, tries_at_once=False
+            )
             if not isinstance(handled.outcome, Done):
-                await savepoint.undo()
-        return handled
+                raise MemberFailed(alone=handled.transaction_lost)
+            done.append((member, handled))
+        return done
 
-    return await _attempt(try_once, endpoint, member)
+    async def apart(self, tx: Transaction, member: Member) -> Handled:
+        """Calls the handler for one member, each try in a savepoint that is undone unless it ends as Done."""
 
+        async def try_once() -> Handled:
+            async with tx.savepoint() as savepoint:
+                handled = await self._once(tx, member)
+                if not isinstance(handled.outcome, Done):
+                    await savepoint.undo()
+            return handled
 
-async def call_effect(endpoint: Endpoint, member: Member) -> Handled:
-    """Calls a handler without a transaction for one member."""
-    return await _attempt(partial(_try, endpoint, None, member), endpoint, member)
+        return await self._attempt(try_once, [member], DATABASE_FAILURES_ALONE)
 
+    async def effect(self, member: Member) -> Handled:
+        """Calls a handler without a transaction for one member. A database failure is one of what it uses itself."""
+        return await self._attempt(partial(self._once, None, member), [member], 0)
 
-async def _call_list_together(
-    endpoint: Endpoint, tx: Transaction, members: list[Member]
-) -> list[tuple[Member, Handled]]:
-    started = time.perf_counter()
-    try:
-        async with _Deadline(endpoint):
-            results = await _call_list(endpoint, tx, members)
-    except DatabaseError:
-        raise
-    except Exception as error:
-        raise MemberFailed(alone=isinstance(error, TimeoutError)) from error
-    if not all(isinstance(handled.outcome, Done) for handled in results):
-        raise MemberFailed(alone=False)  # what it wrote for that one has to be undone
-    seconds = time.perf_counter() - started
-    return [(member, handled.changed(seconds=seconds)) for member, handled in zip(members, results, strict=True)]
+    def failed(self, member: Member, error: BaseException, seconds: float = 0.0) -> Handled:
+        """What an exception makes of an attempt."""
+        outcome = decide(error, member.envelope.attempt, self._endpoint.retry, random.random())
+        failure = failure_of(error)
+        lost = failure.timed_out or database_failure(error) is not None
+        return Handled(outcome, failure=failure, seconds=seconds, transaction_lost=lost)
 
+    async def _list_together(self, tx: Transaction, members: Sequence[Member]) -> list[tuple[Member, Handled]]:
+        """Calls a handler of lists; MemberFailed if it raises, or does not end as Done for each of several."""
+        results: list[Handled] = []
 
-async def _attempt(
-    try_once: Callable[[], Awaitable[Handled]], endpoint: Endpoint, member: Member, *, tries_at_once: bool = True
-) -> Handled:
-    """One attempt within the deadline: a try, and a few more at once if the policy says so. The last one counts."""
-    started = time.perf_counter()
-    tries = 0
-    try:
-        async with _Deadline(endpoint):
-            while True:
-                tries += 1
-                try:
-                    return (await try_once()).changed(seconds=time.perf_counter() - started)
-                except DatabaseError:
+        async def try_once() -> Handled:
+            results[:] = await self._list(tx, members)
+            return Handled(Done())
+
+        together = await self._attempt(try_once, members, DATABASE_FAILURES_IN_A_GROUP, tries_at_once=False)
+        if not isinstance(together.outcome, Done):
+            raise MemberFailed(alone=together.transaction_lost)
+        if not all(isinstance(handled.outcome, Done) for handled in results):
+            raise MemberFailed(alone=False)  # what it wrote for that one has to be undone
+        return [(m, handled.changed(seconds=together.seconds)) for m, handled in zip(members, results, strict=True)]
+
+    async def _attempt(
+        self,
+        try_once: Callable[[], Awaitable[Handled]],
+        members: Sequence[Member],
+        database_failures: int,
+        *,
+        tries_at_once: bool = True,
+    ) -> Handled:
+        """One attempt within the deadline: a try, and a few more at once if the policy says so. The last one counts.
+
+        So many database failures in a row pass through, to have the transaction run again.
+        """
+        started = time.perf_counter()
+        tries = 0
+        try:
+            async with _Deadline(self._endpoint):
+                while True:
+                    tries += 1
+                    try:
+                        handled = await try_once()
+                        break
+                    except BaseException as error:
+                        if not tries_at_once or not again_at_once(error, tries, self._endpoint.retry):
+                            raise
+                        if database_failures and database_failure(error) is not None:
+                            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self._abandoned():
+                raise
+            await self._clear_cancellation()
+            failure = database_failure(error) if database_failures else None
+            if failure is not None and self._passes(members, database_failures):
+                raise failure from None
+            handled = self.failed(members[0], error)
+        else:
+            await self._clear_cancellation()
+        self._forget(members)
+        return handled.changed(seconds=time.perf_counter() - started)
+
+    def _passes(self, members: Sequence[Member], limit: int) -> bool:
+        """Counts a database failure for these members; whether it is still taken to be none of theirs."""
+        if len(self._database_failures) > COUNTED_ATTEMPTS:
+            self._database_failures.clear()
+        for member in members:
+            self._database_failures[member.attempt_id] += 1
+        return self._database_failures[members[0].attempt_id] < limit
+
+    def _forget(self, members: Sequence[Member]) -> None:
+        if self._database_failures:
+            for member in members:
+                self._database_failures.pop(member.attempt_id, None)
+
+    async def _clear_cancellation(self) -> None:
+        """Takes back cancellations of this task that a handler asked for, or let through: they are not the worker's."""
+        task = asyncio.current_task()
+        assert task is not None
+        while task.cancelling() and not self._abandoned():
+            task.uncancel()
+            try:
+                await asyncio.sleep(0)  # one that was asked for and not delivered yet comes here
+            except asyncio.CancelledError:
+                if self._abandoned():
                     raise
-                except Exception as error:
-                    if not tries_at_once or not again_at_once(error, tries, endpoint.retry):
-                        raise
-    except DatabaseError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a handler raises is an attempt that failed
-        outcome = decide(error, member.envelope.attempt, endpoint.retry, random.random())
-        return Handled(outcome, error=error, seconds=time.perf_counter() - started)
 
+    async def _once(self, tx: Transaction | None, member: Member) -> Handled:
+        """Calls the handler once for one member; what it raises passes through."""
+        endpoint = self._endpoint
+        if endpoint.takes_list:
+            assert tx is not None
+            (handled,) = await self._list(tx, [member])
+            return handled
+        arguments: dict[str, Any] = {"envelope": member.envelope} if endpoint.takes_envelope else {}
+        if tx is not None:
+            tx.cause = member.envelope
+            arguments["tx"] = tx
+        if endpoint.blocking:
+            answer = await asyncio.to_thread(_called, partial(endpoint.function, member.message, **arguments))
+            if isinstance(answer, _Raised):
+                raise answer.error
+        else:
+            answer = await endpoint.function(member.message, **arguments)
+        return self._handled_of(answer, member)
 
-async def _try(endpoint: Endpoint, tx: Transaction | None, member: Member) -> Handled:
-    """Calls the handler once for one member; what it raises passes through."""
-    if endpoint.takes_list:
-        assert tx is not None
-        (handled,) = await _call_list(endpoint, tx, [member])
-        return handled
-    arguments: dict[str, Any] = {"envelope": member.envelope} if endpoint.takes_envelope else {}
-    if tx is not None:
-        tx.cause = member.envelope
-        arguments["tx"] = tx
-    if endpoint.blocking:
-        return handled_of(await asyncio.to_thread(endpoint.function, member.message, **arguments), endpoint)
-    return handled_of(await endpoint.function(member.message, **arguments), endpoint)
+    async def _list(self, tx: Transaction, members: Sequence[Member]) -> list[Handled]:
+        """Calls a handler that takes a list; its answer is one entry a member, in order, or None for 'all done'."""
+        endpoint = self._endpoint
+        arguments = {"envelope": [member.envelope for member in members]} if endpoint.takes_envelope else {}
+        answer = await endpoint.function([member.message for member in members], tx=tx, **arguments)
+        if answer is None:
+            return [Handled(Done())] * len(members)
+        if type(answer) is not list or len(answer) != len(members):
+            raise UsageError(
+                f"{endpoint.function.__qualname__} got {len(members)} messages and must return None "
+                f"or a list of as many outcomes or messages, not a {type(answer).__name__}"
+                f"{f' of {len(answer)}' if type(answer) is list else ''}"
+            )
+        return [self._handled_of(one, member) for one, member in zip(answer, members, strict=True)]
 
+    def _handled_of(self, answer: object, member: Member) -> Handled:
+        """What a handler's answer means: nothing, an outcome, a message, or several messages.
 
-async def _call_list(endpoint: Endpoint, tx: Transaction, members: list[Member]) -> list[Handled]:
-    """Calls a handler that takes a list; its answer is one entry a member, in order, or None for 'all done'."""
-    arguments = {"envelope": [member.envelope for member in members]} if endpoint.takes_envelope else {}
-    answer = await endpoint.function([member.message for member in members], tx=tx, **arguments)
-    if answer is None:
-        return [Handled(Done())] * len(members)
-    if not isinstance(answer, list) or len(answer) != len(members):
+        Raises what is wrong with the answer: UsageError, or MessageTooLarge for a message in it.
+        """
+        if answer is None:
+            return Handled(Done())
+        if type(answer) in _OUTCOMES:  # not by isinstance: a subclass, or a mock, may hold anything
+            return Handled(cast("Outcome", answer))
+        if is_message(answer):
+            return Handled(Done(), (self._envelope(answer, member),))
+        if type(answer) in (list, tuple):
+            several = cast("Sequence[object]", answer)
+            outcomes = [one for one in several if type(one) is Done]
+            sends = [one for one in several if is_message(one)]
+            if len(outcomes) + len(sends) == len(several) and len(outcomes) <= 1:
+                return Handled(outcomes[0] if outcomes else Done(), tuple(self._envelope(one, member) for one in sends))
         raise UsageError(
-            f"{endpoint.function.__qualname__} got {len(members)} messages and must return None "
-            f"or a list of as many outcomes or messages, not {str(answer)[:100]}"
+            f"{self._endpoint.function.__qualname__} returned {type(answer).__name__}; "
+            "return None, an outcome, a message, or a list of messages"
         )
-    return [handled_of(one, endpoint) for one in answer]
+
+    def _envelope(self, message: Any, member: Member) -> Envelope:
+        return envelope_of_message(message, cause=member.envelope, limit_bytes=self._limit_bytes)
 
 
-_OUTCOMES = (Done, Retry, Defer, Dead)
+_OUTCOMES = frozenset((Done, Retry, Defer, Dead))
+
+
+class _Raised:
+    """What a function in a thread raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _called(function: Callable[[], object]) -> object:
+    """Calls a function in a thread; returns what it raises too.
+
+    A future cannot carry everything: StopIteration would leave its waiter without an answer.
+    """
+    try:
+        return function()
+    except BaseException as error:  # noqa: BLE001 - raised again by the waiter
+        return _Raised(
+            error if not isinstance(error, StopIteration) else RuntimeError("the handler raised StopIteration")
+        )
 
 
 class _Deadline:
@@ -203,23 +340,3 @@ class _Deadline:
             f"the handler of {self._endpoint.name} or something in it ran into its deadline "
             f"({self._endpoint.deadline_seconds:g} s): {error}"
         )
-
-
-def handled_of(answer: object, endpoint: Endpoint) -> Handled:
-    """What a handler's return value means: nothing, an outcome, a message, or several messages."""
-    if answer is None:
-        return Handled(Done())
-    if isinstance(answer, _OUTCOMES):
-        return Handled(answer)
-    if is_message(answer):
-        assert isinstance(answer, msgspec.Struct)
-        return Handled(Done(), (answer,))
-    if isinstance(answer, list | tuple):
-        outcomes = [one for one in answer if isinstance(one, Done)]
-        sends = tuple(one for one in answer if is_message(one))
-        if len(outcomes) + len(sends) == len(answer) and len(outcomes) <= 1:
-            return Handled(outcomes[0] if outcomes else Done(), sends)
-    raise UsageError(
-        f"{endpoint.function.__qualname__} returned {type(answer).__name__}; "
-        "return None, an outcome, a message, or a list of messages"
-    )

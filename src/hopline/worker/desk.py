@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -19,8 +18,8 @@ from hopline.broker import Consumer, Delivery
 from hopline.clock import utcnow
 from hopline.database import Database, Transaction
 from hopline.deadletters import DeadLetter, park
-from hopline.errors import DatabaseError, DatabaseUnavailable
-from hopline.fingerprint import cause_of
+from hopline.errors import DatabaseError, DatabaseUnavailable, OutboxFull
+from hopline.fingerprint import NO_CAUSE, fingerprint
 from hopline.handlers import Endpoint
 from hopline.history import Recorder
 from hopline.inbox import Finished
@@ -32,6 +31,8 @@ from hopline.worker.calling import Handled, Member
 from hopline.worker.pauses import Pauses
 
 DATABASE_BACKOFF_CAP_SECONDS = 5.0
+TRACES_TOLD = 1_000
+"""Causes of failures whose stack was logged and is not logged again, by this process."""
 
 log = structlog.get_logger("hopline.worker")
 
@@ -47,7 +48,10 @@ class Desk:
         self.consumer: Consumer | None = None
         self._recorder = Recorder()
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.abandoned = False
+        """Whether the worker itself cancels what runs: any other cancellation is a handler's."""
         self.group_members = database.group_members(settings.group_members)
+        self._traces_told: set[str] = set()
 
     def attach(self, consumer: Consumer, recorder: Recorder | None = None) -> None:
         """The consumer that settles, and who counts outcomes; before the first delivery."""
@@ -78,22 +82,22 @@ class Desk:
     async def persist(self, work: Callable[[], Awaitable[None]], what: str) -> None:
         """Runs a whole transaction until it commits. A failing database spends no attempt of any message.
 
-        While it cannot be reached at all, no queue is consumed.
+        While it cannot be reached at all, or the outbox is full, no queue is consumed.
         """
         failures = 0
         try:
             while True:
                 try:
                     return await work()
-                except DatabaseError as error:
-                    if isinstance(error, DatabaseUnavailable):
-                        self.pauses.database_down(what, str(error))
+                except (DatabaseError, OutboxFull) as error:
+                    if isinstance(error, DatabaseUnavailable | OutboxFull):
+                        self.pauses.storing_fails(what, str(error))
                     delay = min(DATABASE_BACKOFF_CAP_SECONDS, 0.02 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
                     log.warning("waiting for the database", lane=what, error=str(error), retry_in_seconds=delay)
                     await asyncio.sleep(delay)
                     failures += 1
         finally:
-            self.pauses.database_up(what)
+            self.pauses.storing_works(what)
 
     def judged(self, endpoint: Endpoint, handled: Handled) -> Handled:
         """Tells the endpoint's breaker what one run of its handler found; a pause gets its length here."""
@@ -102,7 +106,7 @@ class Desk:
                 self.pauses.found_down(endpoint, handled.error_text, handled.seconds)
                 delay = self.pauses.deferral_seconds(endpoint)
                 return handled.changed(outcome=replace(outcome, delay_seconds=delay))
-            case Done() | Dead() if handled.error is None:  # what it needs has answered
+            case Done() | Dead() if handled.failure is None:  # what it needs has answered
                 self.pauses.found_up(endpoint, handled.seconds)
         return handled
 
@@ -135,12 +139,10 @@ class Desk:
         for member, handled in results:
             if isinstance(handled.outcome, Done):
                 finished.append(Finished(member.envelope, handled.seconds, handled.outcome.note))
-                tx.cause = member.envelope
-                for message in handled.sends:
-                    tx.send(message)
+                for envelope in handled.sends:
+                    tx.add(envelope)
             else:
                 failed.append((member, handled))
-        tx.cause = None
         if finished and claimed:
             inbox.finish(tx, endpoint.name, finished)
         elif finished:
@@ -190,7 +192,7 @@ class Desk:
                     row = self._attempt(endpoint, member, handled, "dead")
                     rows.append(row)
                     letter = dead_letter(member.delivery, endpoint.name, reason, row.error, row.stack)
-                    letters.append(replace(letter, cause=cause_of(handled.error)))
+                    letters.append(replace(letter, cause=handled.failure.cause if handled.failure else NO_CAUSE))
                 case Done():
                     raise AssertionError("a member that is done did not fail")
             paused = isinstance(outcome, Defer) and self.pauses.is_open(endpoint)  # said once, by the pause
@@ -202,20 +204,30 @@ class Desk:
                 attempt=envelope.attempt,
                 outcome=type(outcome).__name__.lower(),
                 error=handled.error_text[:300],
+                **self._trace(handled, envelope.type),
             )
         await self.defer(tx, endpoint.queue, deferred)
         await attempts.record(tx, rows)
         await park(tx, letters)
 
+    def _trace(self, handled: Handled, type_name: str) -> dict[str, str]:
+        """The stack for the log, once for each cause."""
+        if handled.failure is None:
+            return {}
+        cause = fingerprint(handled.failure.cause, "", type_name)
+        if cause in self._traces_told or len(self._traces_told) >= TRACES_TOLD:
+            return {}
+        self._traces_told.add(cause)
+        return {"exception": handled.failure.stack}
+
     def _attempt(self, endpoint: Endpoint, member: Member, handled: Handled, outcome: str) -> Attempt:
-        error = handled.error
         finished_at = utcnow()
         return Attempt(
             endpoint=endpoint.name,
             envelope=member.envelope,
             outcome=outcome,
             error=handled.error_text,
-            stack="".join(traceback.format_exception(error)) if error else "",
+            stack=handled.failure.stack if handled.failure else "",
             worker=self.instance,
             started_at=finished_at - timedelta(seconds=handled.seconds),
             finished_at=finished_at,

@@ -20,7 +20,7 @@ from hopline import codec, topology
 from hopline.broker import Consumer, Delivery
 from hopline.clock import from_epoch, utcnow
 from hopline.database import Database
-from hopline.errors import MessageError, Undecodable, UnknownType
+from hopline.errors import MessageError, Undecodable, UnknownType, text_of
 from hopline.handlers import Handlers
 from hopline.history import Recorder
 from hopline.settings import Settings
@@ -30,6 +30,8 @@ from hopline.worker.lanes import EffectLane, Lane, TransactionLane
 from hopline.worker.quarantine import Quarantine
 from hopline.worker.strays import Strays, given_up
 
+CLOCK_AHEAD = timedelta(days=1)
+"""As much may the clock of a producer be ahead of a worker's."""
 TOLD_RUNNING = 20
 """So many of the messages that are being handled are told of."""
 
@@ -65,7 +67,7 @@ class Worker:
             "paused": self._desk.pauses.state(),
             "paused_by_operator": self._desk.pauses.by_operator,
             "unknown": self._strays.state(),
-            "database": self._desk.pauses.database_trouble or "ok",
+            "database": self._desk.pauses.storing_trouble or "ok",
         }
 
     def details(self) -> dict[str, object]:
@@ -94,12 +96,15 @@ class Worker:
     def receive(self, deliveries: list[Delivery]) -> None:
         """Takes deliveries; returns at once."""
         opened: dict[Lane, list[Member]] = {}
-        oldest = utcnow() - self._oldest
+        now = utcnow()
         for delivery in deliveries:
             try:
-                lane, member = self._open(delivery, oldest)
+                lane, member = self._open(delivery, now)
             except MessageError as error:
                 self._strays.add(delivery, error)
+                continue
+            except BaseException as error:  # noqa: BLE001 - code of the message's class: it fails this message alone
+                self._strays.add(delivery, Unreadable(error))
                 continue
             if delivery.redelivered or member.envelope.suspect:
                 self._quarantine.add(lane, replace(member, suspect=True))
@@ -120,24 +125,48 @@ class Worker:
 
     async def abandon(self) -> None:
         """Stops at once; what is not settled will be delivered again."""
+        self._desk.abandoned = True
         self._desk.pauses.close()
         await self._strays.abandon()
         await self._quarantine.abandon()
         for lane in self._lanes.values():
             await lane.abandon()
 
-    def _open(self, delivery: Delivery, oldest: datetime) -> tuple[Lane, Member]:
+    def _open(self, delivery: Delivery, now: datetime) -> tuple[Lane, Member]:
         if delivery.queue in self._dead_queues:
             raise given_up(self._dead_queues[delivery.queue], delivery.describe())
         envelope = delivery.envelope
         if envelope is None:
             raise Undecodable("the message has no message_id (a UUIDv7) or no type: it was not sent by Hopline")
-        if envelope.created_at < oldest:
+        if envelope.created_at < now - self._oldest:
             raise TooOld(envelope.created_at, self._oldest)
+        if envelope.created_at > now + CLOCK_AHEAD:
+            raise FromTheFuture(envelope.created_at)
         lane = self._lanes.get((delivery.queue, envelope.type, envelope.version))
         if lane is None:
             raise UnknownType(envelope.type, envelope.version)
         return lane, Member(delivery, envelope, codec.decode(lane.endpoint.type, delivery.body))
+
+
+class Unreadable(MessageError):
+    """Reading the message raised what reading does not raise; the program's own message class may."""
+
+    reason = "unreadable"
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"reading the message raised {type(error).__name__}: {text_of(error)}")
+
+
+class FromTheFuture(MessageError):
+    """Its id was made at a time that is not yet: the inbox could not forget it in time, nor keep it for long enough."""
+
+    reason = "from-the-future"
+
+    def __init__(self, created_at: datetime) -> None:
+        super().__init__(
+            f"its id says that it was made at {created_at:%Y-%m-%d %H:%M} UTC, over {CLOCK_AHEAD} ahead of this "
+            "machine's clock; compare the clocks, then replay it"
+        )
 
 
 class TooOld(MessageError):

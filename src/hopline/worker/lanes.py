@@ -18,17 +18,22 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+import structlog
 
 from hopline import attempts, inbox
 from hopline.batching import Groups
 from hopline.broker import Delivery
+from hopline.database import Transaction
+from hopline.errors import text_of
 from hopline.handlers import Endpoint
 from hopline.outcome import Done
 from hopline.rows import Dialect
-from hopline.worker.calling import Handled, Member, MemberFailed, call_apart, call_effect, call_group
+from hopline.worker.calling import AttemptId, Handled, HandlerCall, Member, MemberFailed
 from hopline.worker.desk import Desk
 
 SAVEPOINT_MEMBERS = 50
+
+log = structlog.get_logger("hopline.worker")
 
 
 class Running(NamedTuple):
@@ -46,6 +51,9 @@ class Lane:
     def __init__(self, desk: Desk, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._desk = desk
+        self._call = HandlerCall(
+            endpoint, abandoned=lambda: desk.abandoned, limit_bytes=desk.database.message_limit_bytes
+        )
         self._groups: Groups[Member, None] = Groups(
             self._run, max_members=desk.group_members, name=f"lane {endpoint.name}", on_error=desk.crash
         )
@@ -119,15 +127,16 @@ class TransactionLane(Lane):
             if owned:
                 await self._together(owned)
 
-        failed: MemberFailed | None = None
+        size = 0
         try:
             await self._desk.persist(together, self.endpoint.name)
         except MemberFailed as error:
-            failed = error
-        if failed is not None:  # outside of the except, or each stored stack would begin with this one
-            size = 1 if failed.alone else SAVEPOINT_MEMBERS
-            for start in range(0, len(unique), size):
-                await self._apart(unique[start : start + size])
+            size = 1 if error.alone else SAVEPOINT_MEMBERS
+        except Exception as error:  # noqa: BLE001 - it cannot be stored together: each alone, to find out whose fault
+            log.warning("a group cannot be stored together", endpoint=self.endpoint.name, error=text_of(error))
+            size = 1
+        for start in range(0, len(unique) if size else 0, size or 1):
+            await self._apart(unique[start : start + size])
 
     async def _together(self, members: list[Member]) -> None:
         """The usual way: all in one transaction, without savepoints."""
@@ -138,44 +147,59 @@ class TransactionLane(Lane):
             if self._desk.pauses.is_open(self.endpoint):
                 results = [(member, self._desk.deferred(self.endpoint)) for member in claimed]
             else:
-                results = await call_group(self.endpoint, tx, claimed)
+                with tx.only_inside():
+                    results = await self._call.group(tx, claimed)
                 self._desk.pauses.found_up(self.endpoint, results[0][1].seconds)
             await self._desk.conclude(tx, self.endpoint, results)
         self._desk.count(self.endpoint, results)
 
-    async def _apart(self, members: list[Member]) -> None:
-        """One transaction, a savepoint a member; a member that runs into its deadline makes all of them go alone."""
-        timed_out: dict[str, Handled] = {}
+    async def _apart(self, members: list[Member], failed: dict[AttemptId, Handled] | None = None) -> None:
+        """One transaction, a savepoint a member.
+
+        A member whose failure the transaction cannot store any more makes all of them go alone; alone, its failure
+        is stored in another transaction, without running it again.
+        """
+        known = {} if failed is None else failed
 
         async def each() -> None:
             owned = self._desk.owned(members)
             if not owned:
                 return
-            results: list[tuple[Member, Handled]] = []
             async with self._desk.database.transaction() as tx:
-                for member in await self._desk.claim(tx, self.endpoint.name, owned):
-                    if self._desk.pauses.is_open(self.endpoint):
-                        results.append((member, self._desk.deferred(self.endpoint)))
-                        continue
-                    known = timed_out.get(member.envelope.id)
-                    handled = known or self._desk.judged(self.endpoint, await call_apart(self.endpoint, tx, member))
-                    if isinstance(handled.error, TimeoutError) and known is None:
-                        timed_out[member.envelope.id] = handled
-                        raise MemberFailed(alone=True)
-                    results.append((member, handled))
+                claimed = await self._desk.claim(tx, self.endpoint.name, owned)
+                results = [(member, await self._one_apart(tx, member, known)) for member in claimed]
                 await self._desk.conclude(tx, self.endpoint, results)
             self._desk.count(self.endpoint, results)
 
-        ran_late = False
         try:
             await self._desk.persist(each, self.endpoint.name)
         except MemberFailed:
-            ran_late = True
-        if ran_late and len(members) == 1:
-            await self._desk.persist(each, self.endpoint.name)  # its failure is known now, and is stored
-        elif ran_late:
-            for member in members:
-                await self._apart([member])
+            pass
+        except Exception as error:
+            if len(members) == 1:
+                if members[0].attempt_id in known:
+                    raise  # its failure itself cannot be stored: a fault of ours
+                known[members[0].attempt_id] = self._call.failed(members[0], error)
+        else:
+            return
+        if len(members) == 1:
+            await self._desk.persist(each, self.endpoint.name)
+            return
+        for member in members:
+            await self._apart([member], known)
+
+    async def _one_apart(self, tx: Transaction, member: Member, failed: dict[AttemptId, Handled]) -> Handled:
+        """Runs one member in a savepoint, unless its failure is known; MemberFailed if the transaction is lost."""
+        if member.attempt_id in failed:
+            return failed[member.attempt_id]
+        if self._desk.pauses.is_open(self.endpoint):
+            return self._desk.deferred(self.endpoint)
+        with tx.only_inside():
+            handled = self._desk.judged(self.endpoint, await self._call.apart(tx, member))
+            if handled.transaction_lost:
+                failed[member.attempt_id] = handled
+                raise MemberFailed(alone=True)
+        return handled
 
 
 @dataclass(slots=True, eq=False)
@@ -266,13 +290,15 @@ class EffectLane(Lane):
             effect.since = time.time()
             effect.handled = await self._run_unless_paused(effect.member)
             self._settlement.put([effect])
-        except Exception as error:  # noqa: BLE001 - handed to the process, which stops
+        except BaseException as error:  # whatever it is: handed to the process, which stops
+            if isinstance(error, asyncio.CancelledError) and self._desk.abandoned:
+                raise
             self._desk.crash(error)
 
     async def _run_unless_paused(self, member: Member) -> Handled:
         if self._desk.pauses.is_open(self.endpoint):
             return self._desk.deferred(self.endpoint)
-        return self._desk.judged(self.endpoint, await call_effect(self.endpoint, member))
+        return self._desk.judged(self.endpoint, await self._call.effect(member))
 
     async def _settle(self, effects: list[Effect]) -> list[None]:
         """Stores results, then acknowledges."""

@@ -3,7 +3,7 @@
 A handler that finds its dependency down opens its breaker (breaker.py). While it is open its queue is not
 consumed, and what is buffered for that handler is deferred; then one message at a time is taken until one
 is handled. Other queues go on. A pause by an operator (pausing.py) does the same to the whole queue, until it is
-resumed. While the database is down no queue is consumed: nothing could be settled.
+resumed. While nothing can be stored (the database is down, the outbox is full) no queue is consumed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Pauses:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._by_operator: Set[str] = frozenset()
         """The queues that an operator has paused, as this worker knows."""
-        self._waiting_for_database: dict[str, str] = {}
-        """Who waits for the database, with its trouble."""
+        self._waiting_to_store: dict[str, str] = {}
+        """Who waits for the database or for room in the outbox, with the reason."""
 
     def attach(self, consumer: Consumer) -> None:
         """The consumer that is told."""
@@ -107,24 +107,24 @@ class Pauses:
             del self._breakers[endpoint.name], self._since[endpoint.name]
             self._tell(endpoint.queue)
 
-    def database_down(self, who: str, trouble: str) -> None:
-        """Nothing can be settled: no queue is consumed until `database_up` for the same caller."""
-        first = not self._waiting_for_database
-        self._waiting_for_database[who] = trouble
+    def storing_fails(self, who: str, trouble: str) -> None:
+        """Nothing can be stored: no queue is consumed until `storing_works` for the same caller."""
+        first = not self._waiting_to_store
+        self._waiting_to_store[who] = trouble
         if first:
-            log.error("no queue is consumed while the database is down", error=trouble)
+            log.error("no queue is consumed while nothing can be stored", error=trouble)
             self._tell_all()
 
-    def database_up(self, who: str) -> None:
-        """The database works again for this caller."""
-        if self._waiting_for_database.pop(who, None) is not None and not self._waiting_for_database:
-            log.warning("the database works again: queues are consumed")
+    def storing_works(self, who: str) -> None:
+        """This caller's transaction was stored."""
+        if self._waiting_to_store.pop(who, None) is not None and not self._waiting_to_store:
+            log.warning("the database stores again: queues are consumed")
             self._tell_all()
 
     @property
-    def database_trouble(self) -> str:
-        """Why the database cannot be used; empty when it can, as far as is known."""
-        return next(iter(self._waiting_for_database.values()), "")
+    def storing_trouble(self) -> str:
+        """Why nothing can be stored; empty when it can, as far as is known."""
+        return next(iter(self._waiting_to_store.values()), "")
 
     def state(self) -> dict[str, object]:
         """The paused queues, as JSON-able values: docs/reference/tables.md, `hopline_workers.state`."""
@@ -161,7 +161,7 @@ class Pauses:
     def _tell(self, queue: str) -> None:
         assert self._consumer is not None
         states = {breaker.state for endpoint, breaker in self._breakers.values() if endpoint.queue == queue}
-        if self._waiting_for_database or queue in self._by_operator or "open" in states:
+        if self._waiting_to_store or queue in self._by_operator or "open" in states:
             self._consumer.limit(queue, 0)
         else:
             self._consumer.limit(queue, 1 if "probing" in states else None)
