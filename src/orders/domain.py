@@ -42,7 +42,7 @@ SKU_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_NAME_CHARACTERS = 100
 """In HTML a character may become 6 (&quot;): 600 stay below SMTP's 998 bytes a line (RFC 5322, 2.1.1)."""
 MAX_EMAIL_CHARACTERS = 254
-"""RFC 5321, 4.5.3.1.3: a path has at most 256 octets, its brackets included."""
+"""RFC 5321, 4.5.3.1.3: a path has at most 256 octets, its brackets included. Outside ASCII the octets count."""
 MAX_REASONS = 20
 """As many reasons are told; whoever sent 500 wrong lines needs no more to find the fault."""
 LOWEST_PRICE_PART = Decimal("0.1")
@@ -53,6 +53,10 @@ _SKU = re.compile(SKU_PATTERN)
 _PRICE = re.compile(rb'(")?(-?)([0-9]{1,6}(?:\.[0-9]{1,8})?)(?(1)")')
 _PLAIN_LOCAL_PART = re.compile(r"[A-Za-z0-9_-]{1,32}(?:[.+][A-Za-z0-9_-]{1,31})?")
 _CACHED_DOMAINS = 4096
+_TOO_LONG = f"it has more than {MAX_EMAIL_CHARACTERS} characters, counted in the bytes of UTF-8"
+_CARRIED = r"[^\s\x00-\x20\x7f-\xa0<>\ud800-\udfff]"
+"""A character that cannot end the address nor the command that carries it: no control, blank, bracket or surrogate."""
+_ADDRESS = re.compile(f"{_CARRIED}+")
 # Cc control, Cs surrogate, Zl and Zp line and paragraph separators: none is part of a name.
 _NOT_IN_NAMES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # Bidirectional overrides and isolates can make a name display as another one (UTS 36, section 2.10).
@@ -73,7 +77,7 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Customer(msgspec.Struct, frozen=True, gc=False):
     """Who orders. `email` is normalised; `name` may be empty. A message that holds anything else does not decode."""
 
-    email: Annotated[str, msgspec.Meta(max_length=MAX_EMAIL_CHARACTERS, pattern=r"^[!-;=?-~]+@[!-;=?-~]+\Z")]
+    email: Annotated[str, msgspec.Meta(max_length=MAX_EMAIL_CHARACTERS, pattern=rf"^{_CARRIED}+@{_CARRIED}+\Z")]
     name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*\Z")] = ""
 
 
@@ -230,11 +234,12 @@ def name_problem(name: str) -> str:
 
 
 def normalise_email(email: str) -> str:
-    """The address with its domain in lower case and, if it is international, in its ASCII form (RFC 5890).
+    """The address in the one form in which it is kept and compared. No DNS is asked. ValueError says what is wrong.
 
-    The part before the @ must be ASCII: mail servers without SMTPUTF8 (RFC 6531) could not take it. No DNS is
-    asked. ValueError says what is wrong. Plain addresses take a fast path that a test holds equal to the
-    library's answer: only their domain is checked by it, once, and remembered.
+    The domain is in lower case. An ASCII part before the @ makes all of it ASCII, an international domain included
+    (RFC 5890), because every mail server takes that form. Else it is the readable form in Unicode NFC (RFC 6531).
+    Plain addresses take a fast path that a test holds equal to the library's answer: only their domain is checked by
+    it, once, and remembered.
     """
     local, at, domain = email.rpartition("@")
     if at and domain.isascii() and len(email) <= MAX_EMAIL_CHARACTERS and _PLAIN_LOCAL_PART.fullmatch(local):
@@ -249,13 +254,34 @@ def _normalise_domain(domain: str) -> str:
 
 def _validated(email: str) -> str:
     if len(email) > MAX_EMAIL_CHARACTERS:
-        raise ValueError(f"it has more than {MAX_EMAIL_CHARACTERS} characters")
+        raise ValueError(_TOO_LONG)
     try:
-        valid = validate_email(email, check_deliverability=False, allow_smtputf8=False, strict=True)
+        valid = validate_email(email, check_deliverability=False, strict=True)
     except EmailNotValidError as error:
         raise ValueError(str(error)) from None
-    assert valid.ascii_email is not None  # it always is without SMTPUTF8
-    return valid.ascii_email
+    address = valid.ascii_email or valid.normalized
+    if len(address.encode()) > MAX_EMAIL_CHARACTERS:
+        raise ValueError(_TOO_LONG)
+    return address
+
+
+def mail_address(email: str) -> str:
+    """An address as a mail carries it, in its envelope and its headers. ValueError for one that no mail can carry.
+
+    It is all ASCII if its part before the @ is; an international domain is then encoded by IDNA (RFC 5891), so that
+    every server takes it. Takes any text: not every message comes from this program's own edge.
+    """
+    if not _ADDRESS.fullmatch(email):
+        raise ValueError(f"an address has no control character, blank or angle bracket: {email[:100]!r}")
+    local, at, domain = email.rpartition("@")
+    if at and local.isascii() and not domain.isascii():
+        try:
+            email = f"{local}@{_normalise_domain(domain)}"
+        except ValueError as error:
+            raise ValueError(f"the domain of {email[:100]!r} is no domain: {error}") from None
+    if len(email.encode()) > MAX_EMAIL_CHARACTERS:
+        raise ValueError(_TOO_LONG)
+    return email
 
 
 def reserve(orders: Sequence[Wanted], products: Mapping[str, Product]) -> Reservation:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from orders.domain import Customer
 from orders.messages import OrderPlaced, UserRegistered
 from tests.unit.orders.examples import line, placed
 
@@ -18,6 +19,12 @@ def changed(change: Callable[[dict[str, Any]], object]) -> bytes:
 
 def test_an_order_survives_the_wire() -> None:
     order = placed([line("apple", 2, "0.495"), line("bread")])
+
+    assert msgspec.json.decode(msgspec.json.encode(order), type=OrderPlaced) == order
+
+
+def test_an_address_outside_ascii_survives_the_wire() -> None:
+    order = placed([line()], customer=Customer("j\u00f6rg@m\u00fcnchen.de"))
 
     assert msgspec.json.decode(msgspec.json.encode(order), type=OrderPlaced) == order
 
@@ -39,6 +46,9 @@ def test_a_field_that_is_not_known_yet_does_no_harm() -> None:
         lambda body: body["customer"].update(email="a@example.com\n"),
         lambda body: body["customer"].update(email="a@example.com> <b@example.com"),
         lambda body: body["customer"].update(email="nobody"),
+        lambda body: body["customer"].update(email="\u00fc\u2028@example.com"),
+        lambda body: body["customer"].update(email="\u00fc @example.com"),
+        lambda body: body["customer"].update(email="\u00fc@ex\x85ample.com"),
         lambda body: body["lines"][0].update(sku="apple\x00"),
         lambda body: body["lines"][0].update(sku="apple\n"),
         lambda body: body["lines"][0].update(quantity="1"),
