@@ -36,7 +36,7 @@ HOPLINE = """
 """
 
 ORDERS = """
-    domain
+    domain evidence replies
     docs mailbox messages problems serving smtp
     letters mailer store
     deciding lookups placing
