@@ -14,6 +14,7 @@ the catalogue and the stock can tell. Nothing else refuses, and neither ever dro
 | a product without a list price (fuel, coupons: sold by other rules) | worker | rejected | `no-list-price` |
 | a price of 0 | worker | rejected | `price-zero` |
 | a price outside a tenth to four times the list price | worker | rejected | `price-disagrees` |
+| a price longer than the edge takes, from another sender | worker | rejected | `price-malformed` |
 | less stock than all lines of that product ask for together | worker | rejected | `insufficient-stock` |
 
 An order is confirmed whole or rejected whole, with every reason. The price band is what real discounts need:
@@ -37,6 +38,7 @@ MAX_LINES = 500
 MAX_QUANTITY = 999_999
 """Below a million, a unit price with 8 places gives the line's total to the cent (0.5e-8 * 1e6 = 0.005)."""
 PRICE_PLACES = 8
+MAX_PRICE_CHARACTERS = 6 + 1 + PRICE_PLACES
 MAX_SKU_CHARACTERS = 64
 SKU_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_NAME_CHARACTERS = 100
@@ -134,7 +136,7 @@ def total_cents(lines: Iterable[Line]) -> int:
 
 def money(cents: int) -> str:
     """Cents as text: 123456 is 1,234.56."""
-    return f"{cents // 100:,}.{cents % 100:02d}"
+    return f"{'-' * (cents < 0)}{abs(cents) // 100:,}.{abs(cents) % 100:02d}"
 
 
 def parse_price(raw: bytes) -> Decimal | None:
@@ -284,6 +286,14 @@ def mail_address(email: str) -> str:
     return email
 
 
+def account_key(email: str) -> str:
+    """What decides whether two addresses are one account: lower case, and no longer than its column.
+
+    A few letters grow in lower case. Only an address that no edge has seen can grow beyond the column.
+    """
+    return email.lower()[:MAX_EMAIL_CHARACTERS]
+
+
 def reserve(orders: Sequence[Wanted], products: Mapping[str, Product]) -> Reservation:
     """Decides a group of orders one after the other, in the given order, against one view of the stock.
 
@@ -327,6 +337,7 @@ def _fair(line: Line, product: Product) -> bool:
         and price.is_finite()
         and price > 0
         and listed * LOWEST_PRICE_PART <= price <= listed * HIGHEST_PRICE_PART
+        and len(str(price)) <= MAX_PRICE_CHARACTERS
     )
 
 
@@ -340,6 +351,9 @@ def _objection(number: int, line: Line, product: Product | None) -> Reason:
         return Reason("no-list-price", detail, number)
     if line.unit_price.is_zero():
         return Reason("price-zero", f"line {number}: {product.name} ({line.sku}) is not free", number)
+    if len(str(line.unit_price)) > MAX_PRICE_CHARACTERS:  # likewise, and it would make the letter as long
+        detail = f"line {number}: a unit price has at most 6 digits before and {PRICE_PLACES} after the point"
+        return Reason("price-malformed", detail, number)
     low, high = product.list_price * LOWEST_PRICE_PART, product.list_price * HIGHEST_PRICE_PART
     detail = (
         f"line {number}: the unit price {_short(line.unit_price)} of {product.name} ({line.sku}) is outside "

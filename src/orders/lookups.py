@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline import LookedUp, Lookup
-from orders.domain import normalise_email
+from orders.domain import account_key, normalise_email
 from orders.store import orders, user_emails, users
 
 FOUND = 50
@@ -20,7 +20,6 @@ async def by_email(connection: AsyncConnection, text: str) -> Sequence[LookedUp]
     if "@" not in text:
         return ()
     text = _as_kept(text)
-    email = text.lower()
     same = sa.func.lower(orders.c.email) == sa.func.lower(text)  # both by the database: SQLite's knows ASCII only
     mine = sa.select(orders.c.id, orders.c.state, orders.c.accepted_at).where(same)
     found = [
@@ -31,7 +30,7 @@ async def by_email(connection: AsyncConnection, text: str) -> Sequence[LookedUp]
     account = sa.select(users.c.id, users.c.state, users.c.accepted_at).select_from(joined)
     found += [
         LookedUp(row.id, f"a registration, {row.state}", row.accepted_at)
-        for row in await connection.execute(account.where(user_emails.c.email == email))
+        for row in await connection.execute(account.where(user_emails.c.email == account_key(text)))
     ]
     return found
 

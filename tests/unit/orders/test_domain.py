@@ -9,7 +9,7 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orders import domain
+from orders import deciding, domain
 from orders.domain import (
     MAX_EMAIL_CHARACTERS,
     Customer,
@@ -135,6 +135,46 @@ def test_an_order_that_did_not_come_by_the_edge_cannot_add_stock(quantity: int) 
 @pytest.mark.parametrize("price", ["NaN", "sNaN", "Infinity", "-Infinity", "-1", "1E+999999", "1E-999999"])
 def test_a_price_that_is_no_money_is_rejected_not_raised(price: str) -> None:
     assert codes(one_line(price=price), product("apple")) == ["price-disagrees"]
+
+
+def test_a_price_with_more_places_than_the_edge_takes_is_rejected() -> None:
+    assert codes(one_line(price="1." + "0" * 100_000), product("apple")) == ["price-malformed"]
+
+
+def raw_lines(quantity: str, price: str) -> bytes:
+    return b'{"sku":"apple","quantity":%b,"unit_price":"%b"}' % (quantity.encode(), price.encode())
+
+
+numbers = st.sampled_from(["0", "-1", "1", "1" * 30, "9" * 4_300, "-" + "9" * 4_300]) | st.integers().map(str)
+price_texts = st.sampled_from(
+    ["NaN", "-sNaN", "Infinity", "1E+999999", "1E-999999", "1E+99999999999999999999", "-0", "0E-30", "1." + "0" * 400]
+) | st.decimals().map(str)
+
+
+@given(lines=st.lists(st.builds(raw_lines, numbers, price_texts), max_size=4), total=numbers, listed=st.booleans())
+def test_any_order_that_decodes_is_decided_and_its_neighbour_too(lines: list[bytes], total: str, listed: bool) -> None:
+    # Given any order that the decoder lets through
+    good = one_line()
+    body = b'{"order_id":"%b","customer":{"email":"a@b.de"},"lines":[%b],"total_cents":%b,"placed_at":"%b"}' % (
+        *(good.order_id.encode(), b",".join(lines), total.encode(), b"9999-12-31T23:59:59-23:59"),
+    )
+    try:
+        odd = msgspec.json.decode(body, type=OrderPlaced)
+    except (msgspec.DecodeError, ArithmeticError) as error:
+        assert isinstance(error, msgspec.DecodeError)  # noqa: PT017 - nothing else may come out of a decoder
+        return
+
+    # When it is decided beside a good one
+    shelf = {"apple": product("apple", list_price="1.00" if listed else "999999.99999999")}
+    reasons = reserve([odd, good], shelf).reasons
+
+    # Then both have their answer, which fits a message and the columns of the database
+    for order, against in zip((odd, good), reasons, strict=True):
+        answer = deciding.answer_to(order, against, shelf)
+        assert len(msgspec.json.encode(answer)) < 8_000
+        assert -(2**63) <= order.total_cents < 2**63
+    if listed:
+        assert reasons[1] == [] or reasons[0] == []
 
 
 @given(cents=st.integers(0, 99_999_999), quantity=st.integers(1, domain.MAX_QUANTITY))
@@ -355,6 +395,8 @@ def test_cents_are_rounded_half_up_and_written_with_two_places() -> None:
     assert domain.total_cents([Line("x", 2, Decimal("0.495")), Line("y", 1, Decimal("1.10"))]) == 209
     assert domain.money(123_456) == "1,234.56"
     assert domain.money(5) == "0.05"
+    assert domain.money(-123_456) == "-1,234.56"
+    assert domain.money(-1) == "-0.01"
 
 
 def test_the_examples_pass_their_own_rules() -> None:
