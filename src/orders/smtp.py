@@ -20,12 +20,10 @@ import re
 from typing import Final, Protocol
 
 from orders.domain import mail_address
-from orders.replies import Reply, Step, Verdict, judge, parse
+from orders.replies import Step, Verdict, judge, parse
 
 REPLY_BYTES: Final = 32_768
 """Of one answer, all of its lines together."""
-SHUTTING_DOWN: Final = 421
-"""Service not available, closing transmission channel (RFC 5321, 4.2.3)."""
 START_INPUT: Final = 354
 """The answer to DATA: now the content."""
 COMMANDS: Final = ("MAIL", "RCPT", "DATA", "DATA")
@@ -208,10 +206,14 @@ class Connection(asyncio.Protocol):
             self._write_content(mail)
         elif positive and step == Step.CONTENT:
             self._taken(mail, reply.text)
-        elif reply.code == SHUTTING_DOWN:  # a kept connection that timed out: the mail may go on another one
-            self._end(MailServerDown(_told(step, reply)))
         else:
-            mail.fail(_ERRORS[judge(step, reply)](_told(step, reply)))
+            self._refused(mail, _ERRORS[judge(step, reply)](f"{COMMANDS[step]} was answered {reply.text}"))
+
+    def _refused(self, mail: Mail, error: MailRefused | MailUnavailable) -> None:
+        if isinstance(error, MailServerDown):
+            self._end(error)  # a new session may be better (421 after a time, too many mails in one): see _end
+        else:
+            mail.fail(error)
             self._end(self._lost(None))
 
     def _write_content(self, mail: Mail) -> None:
@@ -282,7 +284,7 @@ class Connection(asyncio.Protocol):
         return kind(f"{self._place}: the connection was lost{f': {exc}' if exc else ''}")
 
     def _end(self, error: MailUnavailable) -> None:
-        """Closes; a mail whose content was written fails, the other one goes back unless it was the first here."""
+        """Closes; a mail whose content was written fails, any other goes back unless it was the first here."""
         if self._gone.is_set():
             return
         self._gone.set()
@@ -312,10 +314,6 @@ def transparent(content: bytes) -> bytes:
     if content.startswith(b"."):
         content = b"." + content
     return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
-
-
-def _told(step: Step, reply: Reply) -> str:
-    return f"{COMMANDS[step]} was answered {reply.text}"
 
 
 _ERRORS: Final[dict[Verdict, type[MailRefused | MailUnavailable]]] = {

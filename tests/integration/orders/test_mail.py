@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from orders.domain import Customer
 from orders.evidence import IN_A_ROW
 from orders.mailer import CONNECTIONS, Mailer
 from orders.messages import UserWelcomed
-from orders.smtp import MailRefused, MailServerDown, MailUnavailable
+from orders.smtp import MailRefused, MailServerDown, MailUnavailable, RefusalUnclear
 from tests.support.engine import rows
 from tests.support.waiting import wait_until
 
@@ -358,6 +359,43 @@ async def test_without_smtputf8_only_the_mail_that_needs_it_is_refused(mailer: M
         "RCPT TO:<a@example.com>",
         "RCPT TO:<ann@xn--mnchen-3ya.de>",
     ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_among_any_answers_every_mail_has_an_end_and_the_mailer_stays_whole(
+    seed: int, mailer: Mailer, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a server that answers one command in four as none should
+    monkeypatch.setattr("orders.mailer.ANSWER_SECONDS", 0.1)
+    choice = random.Random(seed)
+    usual = answers(EHLO="250-hi\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8")
+    odd = [
+        "421 x",
+        "550 5.1.1 x",
+        "\xff",
+        "250-",
+        "554 5.7.1 relay",
+        "450 x",
+        "x" * 40_000,
+        "250 ok\r\n250 ok",
+        "",
+        None,
+    ]
+
+    def answer(line: str) -> str | None:
+        return choice.choice(odd) if choice.random() < 0.25 and not line.startswith("EHLO") else usual(line)
+
+    # When many mails are sent at once
+    async with scripted(port, answer), asyncio.timeout(30):
+        ends = await asyncio.gather(
+            *(mailer.send(f"{name}@example.com", MAIL) for name in ["ann", "ü", "bob"] * 60), return_exceptions=True
+        )
+
+        # Then each has one of the ends that there are, some go through, and every connection is idle
+        assert {type(end) for end in ends} <= {str, MailRefused, RefusalUnclear, MailUnavailable, MailServerDown}
+        assert any(isinstance(end, str) for end in ends)
+        assert mailer._busy == len(mailer._connections) == len(mailer._idle)
+        assert not mailer._waiting
 
 
 async def test_a_mail_takes_three_commands_and_no_more(mailer: Mailer, port: int) -> None:

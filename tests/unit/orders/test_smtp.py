@@ -212,7 +212,15 @@ async def test_a_refused_content_fails_its_mail_and_gives_the_next_one_back(
     assert len(wire.writes) == 2
 
 
-@pytest.mark.parametrize("lose", [lambda c: c.connection_lost(None), lambda c: c.data_received(b"421 timeout\r\n")])
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda c: c.connection_lost(None),
+        lambda c: c.data_received(b"421 timeout\r\n"),
+        lambda c: c.data_received(b"450 4.7.0 too many mails in this session\r\n"),
+        lambda c: c.data_received(b"250 ok\r\n250 ok\r\n503 what\r\n"),
+    ],
+)
 async def test_a_kept_connection_that_dies_gives_back_what_it_has_not_sent(
     lose: Callable[[Connection], None], connection: Connection, wire: Wire, owner: Owner
 ) -> None:
