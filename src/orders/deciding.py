@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from hopline import Dialect, Rows, Transaction, as_json, insert, now
-from orders.domain import Product, Reason, reserve
+from orders.domain import Product, Reason, account_key, reserve
 from orders.messages import ConfirmedLine, OrderConfirmed, OrderPlaced, OrderRejected, UserRegistered, UserWelcomed
 from orders.store import (
     ACCEPTED,
@@ -72,7 +72,7 @@ async def register(tx: Transaction, registered: Sequence[UserRegistered]) -> lis
     owners = await _claim_emails(tx, registered)
     taken = Reason("already-registered", "this e-mail address already has an account; nothing was changed")
     reasons: dict[str, list[Reason]] = {
-        user.user_id: [] if owners[user.customer.email.lower()] == user.user_id else [taken] for user in registered
+        user.user_id: [] if owners[account_key(user.customer.email)] == user.user_id else [taken] for user in registered
     }
     statement = _deciding(tx.dialect, users).returning(users.c.id)
     decided = {row.id for row in await tx.rows(statement, _decided(tx.dialect, reasons, REGISTERED, REFUSED))}
@@ -161,7 +161,7 @@ async def _claim_emails(tx: Transaction, registered: Sequence[UserRegistered]) -
     """Whose account each address is, in lower case; claimed in sorted order for those that had none."""
     claims: dict[str, str] = {}
     for user in registered:
-        claims.setdefault(user.customer.email.lower(), user.user_id)
+        claims.setdefault(account_key(user.customer.email), user.user_id)
     parameters = _CLAIMED.given(tx.dialect, email=list(claims), user_id=list(claims.values()))
     await tx.execute(_claiming(tx.dialect), parameters)
     return {row.email: row.user_id for row in await tx.rows(_owners(tx.dialect), parameters)}

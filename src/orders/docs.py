@@ -57,7 +57,7 @@ _PRICE = {
 SCHEMAS: Json = {
     "Customer": _object(
         {
-            "email": _text(format="email", maxLength=MAX_EMAIL_CHARACTERS),
+            "email": _text(format="idn-email", maxLength=MAX_EMAIL_CHARACTERS),
             "name": _text(maxLength=MAX_NAME_CHARACTERS, default="", description="Any script; no control characters."),
         },
         "email",

@@ -14,6 +14,7 @@ the catalogue and the stock can tell. Nothing else refuses, and neither ever dro
 | a product without a list price (fuel, coupons: sold by other rules) | worker | rejected | `no-list-price` |
 | a price of 0 | worker | rejected | `price-zero` |
 | a price outside a tenth to four times the list price | worker | rejected | `price-disagrees` |
+| a price longer than the edge takes, from another sender | worker | rejected | `price-malformed` |
 | less stock than all lines of that product ask for together | worker | rejected | `insufficient-stock` |
 
 An order is confirmed whole or rejected whole, with every reason. The price band is what real discounts need:
@@ -37,12 +38,13 @@ MAX_LINES = 500
 MAX_QUANTITY = 999_999
 """Below a million, a unit price with 8 places gives the line's total to the cent (0.5e-8 * 1e6 = 0.005)."""
 PRICE_PLACES = 8
+MAX_PRICE_CHARACTERS = 6 + 1 + PRICE_PLACES
 MAX_SKU_CHARACTERS = 64
 SKU_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_NAME_CHARACTERS = 100
 """In HTML a character may become 6 (&quot;): 600 stay below SMTP's 998 bytes a line (RFC 5322, 2.1.1)."""
 MAX_EMAIL_CHARACTERS = 254
-"""RFC 5321, 4.5.3.1.3: a path has at most 256 octets, its brackets included."""
+"""RFC 5321, 4.5.3.1.3: a path has at most 256 octets, its brackets included. Outside ASCII the octets count."""
 MAX_REASONS = 20
 """As many reasons are told; whoever sent 500 wrong lines needs no more to find the fault."""
 LOWEST_PRICE_PART = Decimal("0.1")
@@ -53,6 +55,10 @@ _SKU = re.compile(SKU_PATTERN)
 _PRICE = re.compile(rb'(")?(-?)([0-9]{1,6}(?:\.[0-9]{1,8})?)(?(1)")')
 _PLAIN_LOCAL_PART = re.compile(r"[A-Za-z0-9_-]{1,32}(?:[.+][A-Za-z0-9_-]{1,31})?")
 _CACHED_DOMAINS = 4096
+_TOO_LONG = f"it has more than {MAX_EMAIL_CHARACTERS} characters, counted in the bytes of UTF-8"
+_CARRIED = r"[^\s\x00-\x20\x7f-\xa0<>\ud800-\udfff]"
+"""A character that cannot end the address nor the command that carries it: no control, blank, bracket or surrogate."""
+_ADDRESS = re.compile(f"{_CARRIED}+")
 # Cc control, Cs surrogate, Zl and Zp line and paragraph separators: none is part of a name.
 _NOT_IN_NAMES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # Bidirectional overrides and isolates can make a name display as another one (UTS 36, section 2.10).
@@ -73,7 +79,7 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Customer(msgspec.Struct, frozen=True, gc=False):
     """Who orders. `email` is normalised; `name` may be empty. A message that holds anything else does not decode."""
 
-    email: Annotated[str, msgspec.Meta(max_length=MAX_EMAIL_CHARACTERS, pattern=r"^[!-;=?-~]+@[!-;=?-~]+\Z")]
+    email: Annotated[str, msgspec.Meta(max_length=MAX_EMAIL_CHARACTERS, pattern=rf"^{_CARRIED}+@{_CARRIED}+\Z")]
     name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]*\Z")] = ""
 
 
@@ -130,7 +136,7 @@ def total_cents(lines: Iterable[Line]) -> int:
 
 def money(cents: int) -> str:
     """Cents as text: 123456 is 1,234.56."""
-    return f"{cents // 100:,}.{cents % 100:02d}"
+    return f"{'-' * (cents < 0)}{abs(cents) // 100:,}.{abs(cents) % 100:02d}"
 
 
 def parse_price(raw: bytes) -> Decimal | None:
@@ -230,11 +236,12 @@ def name_problem(name: str) -> str:
 
 
 def normalise_email(email: str) -> str:
-    """The address with its domain in lower case and, if it is international, in its ASCII form (RFC 5890).
+    """The address in the one form in which it is kept and compared. No DNS is asked. ValueError says what is wrong.
 
-    The part before the @ must be ASCII: mail servers without SMTPUTF8 (RFC 6531) could not take it. No DNS is
-    asked. ValueError says what is wrong. Plain addresses take a fast path that a test holds equal to the
-    library's answer: only their domain is checked by it, once, and remembered.
+    The domain is in lower case. An ASCII part before the @ makes all of it ASCII, an international domain included
+    (RFC 5890), because every mail server takes that form. Else it is the readable form in Unicode NFC (RFC 6531).
+    Plain addresses take a fast path that a test holds equal to the library's answer: only their domain is checked by
+    it, once, and remembered.
     """
     local, at, domain = email.rpartition("@")
     if at and domain.isascii() and len(email) <= MAX_EMAIL_CHARACTERS and _PLAIN_LOCAL_PART.fullmatch(local):
@@ -249,13 +256,42 @@ def _normalise_domain(domain: str) -> str:
 
 def _validated(email: str) -> str:
     if len(email) > MAX_EMAIL_CHARACTERS:
-        raise ValueError(f"it has more than {MAX_EMAIL_CHARACTERS} characters")
+        raise ValueError(_TOO_LONG)
     try:
-        valid = validate_email(email, check_deliverability=False, allow_smtputf8=False, strict=True)
+        valid = validate_email(email, check_deliverability=False, strict=True)
     except EmailNotValidError as error:
         raise ValueError(str(error)) from None
-    assert valid.ascii_email is not None  # it always is without SMTPUTF8
-    return valid.ascii_email
+    address = valid.ascii_email or valid.normalized
+    if len(address.encode()) > MAX_EMAIL_CHARACTERS:
+        raise ValueError(_TOO_LONG)
+    return address
+
+
+def mail_address(email: str) -> str:
+    """An address as a mail carries it, in its envelope and its headers. ValueError for one that no mail can carry.
+
+    It is all ASCII if its part before the @ is; an international domain is then encoded by IDNA (RFC 5891), so that
+    every server takes it. Takes any text: not every message comes from this program's own edge.
+    """
+    if not _ADDRESS.fullmatch(email):
+        raise ValueError(f"an address has no control character, blank or angle bracket: {email[:100]!r}")
+    local, at, domain = email.rpartition("@")
+    if at and local.isascii() and not domain.isascii():
+        try:
+            email = f"{local}@{_normalise_domain(domain)}"
+        except ValueError as error:
+            raise ValueError(f"the domain of {email[:100]!r} is no domain: {error}") from None
+    if len(email.encode()) > MAX_EMAIL_CHARACTERS:
+        raise ValueError(_TOO_LONG)
+    return email
+
+
+def account_key(email: str) -> str:
+    """What decides whether two addresses are one account: lower case, and no longer than its column.
+
+    A few letters grow in lower case. Only an address that no edge has seen can grow beyond the column.
+    """
+    return email.lower()[:MAX_EMAIL_CHARACTERS]
 
 
 def reserve(orders: Sequence[Wanted], products: Mapping[str, Product]) -> Reservation:
@@ -301,6 +337,7 @@ def _fair(line: Line, product: Product) -> bool:
         and price.is_finite()
         and price > 0
         and listed * LOWEST_PRICE_PART <= price <= listed * HIGHEST_PRICE_PART
+        and len(str(price)) <= MAX_PRICE_CHARACTERS
     )
 
 
@@ -314,6 +351,9 @@ def _objection(number: int, line: Line, product: Product | None) -> Reason:
         return Reason("no-list-price", detail, number)
     if line.unit_price.is_zero():
         return Reason("price-zero", f"line {number}: {product.name} ({line.sku}) is not free", number)
+    if len(str(line.unit_price)) > MAX_PRICE_CHARACTERS:  # likewise, and it would make the letter as long
+        detail = f"line {number}: a unit price has at most 6 digits before and {PRICE_PLACES} after the point"
+        return Reason("price-malformed", detail, number)
     low, high = product.list_price * LOWEST_PRICE_PART, product.list_price * HIGHEST_PRICE_PART
     detail = (
         f"line {number}: the unit price {_short(line.unit_price)} of {product.name} ({line.sku}) is outside "

@@ -1,7 +1,8 @@
 """The queue `emails`: a mail for every decided order and every new user. Effects: at least once, with a stable id.
 
-A mail server that is down pauses the queue and costs no attempt; one that refuses a mail for good (5xx) parks
-the message, with the server's answer as its reason.
+A mail server that is down, or that refuses the session or this program, pauses the queue and costs no attempt. One that
+refuses a mail for good parks the message, with the server's answer as its detail. A letter that cannot be written parks
+it too. Everything else is a failed attempt.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from hopline import Dead, Done, Envelope, Handlers, RetryPolicy
 from orders import letters
 from orders.domain import Customer
+from orders.letters import LetterError
 from orders.mailer import Mailer
 from orders.messages import OrderConfirmed, OrderRejected, UserWelcomed
 from orders.smtp import MailRefused, MailServerDown
@@ -47,9 +49,11 @@ async def _send(
     mailer: Mailer, envelope: Envelope, to: Customer, write: Callable[..., bytes], message: object
 ) -> Done | Dead:
     identifier = message_id(envelope, mailer.domain)
-    mail = write(message, sender=mailer.sender, message_id=identifier, at=envelope.created_at)
     try:
+        mail = write(message, sender=mailer.sender, message_id=identifier, at=envelope.created_at)
         answer = await mailer.send(to.email, mail)
+    except LetterError as error:
+        return Dead("mail-unwritable", str(error))
     except MailRefused as refusal:
         return Dead("mail-refused", str(refusal))
     return Done(f"{answer}, to {to.email} {identifier}")

@@ -5,12 +5,15 @@ envelope, so a mail that had to be sent twice can be told by its receiver to be 
 
 The MIME frame is written by hand because email.message.EmailMessage takes 5 times the CPU. What a person
 typed gets into a header in one place only (`_to`), by the standard library's own encoding of names (RFC 2047),
-and a test reads each letter back with the standard parser.
+and a test reads each letter back with the standard parser. An address outside ASCII stands there as it is (RFC 6532).
+
+Every message that decodes becomes a letter, or a LetterError: nothing else is raised because of what is in a message.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from datetime import datetime
 from email.header import Header
 from email.utils import format_datetime, formataddr
@@ -19,12 +22,16 @@ from typing import Any
 
 import jinja2
 
-from orders.domain import Customer, money
+from orders.domain import Customer, mail_address, money
 from orders.messages import OrderConfirmed, OrderRejected, UserWelcomed
 
 LINE_BYTES = 998
 """RFC 5322, section 2.1.1."""
 _CRLF = "\r\n"
+_NOT_7BIT = re.compile(r"[^\t\n -~]")
+"""RFC 5322, section 3.5 and RFC 2045, section 2.7: no NUL, no bare CR; other controls are not worth the risk."""
+_ANY = "a@example.com"
+"""formataddr wants an ASCII address; only what it makes of the name is used."""
 _DATES_CACHED = 64
 """Letters of the same seconds follow each other."""
 
@@ -34,6 +41,10 @@ _FRAME = (
     'Content-Type: multipart/alternative; boundary="{boundary}"\r\n\r\n'
     "--{boundary}\r\n{text}\r\n--{boundary}\r\n{html}\r\n--{boundary}--\r\n"
 )
+
+
+class LetterError(ValueError):
+    """No letter can be written for this message, however often it is tried."""
 
 
 def _environment() -> jinja2.Environment:
@@ -96,7 +107,7 @@ def _letter(
         boundary="=_" + message_id.strip("<>").partition("@")[0],
         text=_part("plain", _render(text, values)),
         html=_part("html", _render(html, values)),
-    ).encode("ascii")
+    ).encode()
 
 
 @lru_cache
@@ -116,22 +127,27 @@ def _date(at: datetime) -> str:
 
 def _to(name: str, email: str) -> str:
     """The To header's value, folded after the name so that no line gets too long."""
+    try:
+        email = mail_address(email)
+    except ValueError as error:
+        raise LetterError(str(error)) from None
     if not name:
         return email
     if not name.isascii() or "=?" in name:  # or it would be read as an encoded word
-        return f"{Header(name, 'utf-8', header_name='To').encode(linesep=_CRLF)}{_CRLF} <{email}>"
+        sendable = name.encode(errors="replace").decode()  # a lone surrogate has no UTF-8
+        return f"{Header(sendable, 'utf-8', header_name='To').encode(linesep=_CRLF)}{_CRLF} <{email}>"
     # Header and formataddr let CR and LF of an ASCII name through; no message with one decodes, but this is the gate.
     if not name.isprintable():
-        raise ValueError("a name with control characters cannot go into a header")
-    return f"{formataddr((name, email)).removesuffix(f' <{email}>')}{_CRLF} <{email}>"
+        raise LetterError("a name with control characters cannot go into a header")
+    return f"{formataddr((name, _ANY)).removesuffix(f' <{_ANY}>')}{_CRLF} <{email}>"
 
 
 def _part(subtype: str, content: str) -> str:
     """A body part; base64 only where it must be (RFC 2045, section 6)."""
     lines = content.rstrip("\n").split("\n")
-    if content.isascii() and max(map(len, lines)) <= LINE_BYTES:
+    if not _NOT_7BIT.search(content) and max(map(len, lines)) <= LINE_BYTES:
         encoding, body = "7bit", _CRLF.join(lines)
     else:
         encoding = "base64"
-        body = base64.encodebytes(_CRLF.join(lines).encode()).decode().rstrip("\n").replace("\n", _CRLF)
+        body = base64.encodebytes(_CRLF.join(lines).encode(errors="replace")).decode().rstrip("\n").replace("\n", _CRLF)
     return f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n{body}'

@@ -119,7 +119,7 @@ class _Handler:
         headers = _headers(content)
         mail = Mail(
             message_id=headers.get("message-id", ""),
-            to=list(envelope.rcpt_tos),
+            to=[one.encode(errors="replace").decode() for one in envelope.rcpt_tos],  # aiosmtpd leaves surrogates
             subject=headers.get("subject", ""),
             at=datetime.now(UTC),
             raw=content.decode(errors="replace"),
@@ -141,6 +141,7 @@ class _Server(SMTP):
         super().__init__(
             handler,
             data_size_limit=LIMIT_BYTES,
+            enable_SMTPUTF8=True,
             hostname="mailbox.localhost",
             ident="Hopline mailbox",
             timeout=IDLE_SECONDS,

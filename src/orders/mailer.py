@@ -7,6 +7,10 @@ first that can take it.
 Invariant: a connection in the pool has no mail half sent; whoever had a failure on it has closed it. A
 connection that the server closed while it was idle is replaced once, silently, as long as it died before the
 mail's content was sent: that cannot make a second copy. Every wait has a deadline.
+
+Whatever goes wrong before EHLO is answered on the encrypted and authenticated connection is MailServerDown, because no
+mail had a part in it: the greeting (554, RFC 5321, 3.1), EHLO (4.1.1.1), STARTTLS (RFC 3207), AUTH (RFC 4954), or an
+answer that cannot be read. After that replies.py reads each answer, and evidence.py bounds what a wrong reading does.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ import aiosmtplib
 
 from hopline import UsageError
 from orders.domain import normalise_email
-from orders.smtp import Connection, Mail, MailServerDown, MailUnavailable
+from orders.evidence import Evidence
+from orders.replies import printable
+from orders.smtp import Connection, Mail, MailServerDown, MailUnavailable, RefusalUnclear
 
 CONNECTIONS = 8
 CHECKOUT_SECONDS = 10.0
@@ -59,6 +65,7 @@ class Mailer:
         self._envelope_sender = address.encode("ascii")
         self.domain = address.rpartition("@")[2]
         """The right-hand side of every Message-ID."""
+        self._evidence = Evidence()
         self._limit = connections
         self._busy = 0
         """Connections that there are or that are being made."""
@@ -99,8 +106,8 @@ class Mailer:
     async def send(self, to: str, mail: bytes) -> str:
         """Sends one mail to one recipient; returns the server's answer, such as `250 OK`.
 
-        MailRefused or MailUnavailable if it was not accepted. After a MailUnavailable the server may have it
-        all the same (the connection died before its answer came): hence the stable Message-ID.
+        MailRefused, MailUnavailable or MailServerDown if it was not accepted. After a MailUnavailable the server may
+        have it all the same (the connection died before its answer came): hence the stable Message-ID.
         """
         one = Mail(self._envelope_sender, to, mail, asyncio.get_running_loop())
         if self._idle:
@@ -110,7 +117,18 @@ class Mailer:
         else:
             self._waiting.append(one)
             self._watch_waiting()
-        return await one.answer
+        try:
+            answer = await one.answer
+        except RefusalUnclear as refusal:
+            if self._evidence.blames_server(to):
+                raise MailServerDown(f"{refusal} (as for all mails before it: it may be the server's fault)") from None
+            raise
+        except MailServerDown as down:
+            if one.begun and self._evidence.blames_mail(to):
+                raise MailUnavailable(f"{down} (other mails go through: it may be this mail's fault)") from None
+            raise
+        self._evidence.taken(to)
+        return answer
 
     # smtp.Pool
 
@@ -178,16 +196,18 @@ class Mailer:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await client.connect()
                 await client.ehlo()
-        except BaseException as error:
+        except Exception as error:  # a library's UnicodeError or binascii.Error is no mail's fault either
             client.close()
-            if isinstance(error, aiosmtplib.SMTPException | OSError | TimeoutError):
-                raise MailServerDown(f"{place}: {str(error) or type(error).__name__}") from error
+            raise MailServerDown(f"{place}: {printable(str(error)) or type(error).__name__}") from error
+        except BaseException:
+            client.close()
             raise
         if client.transport is None:
             raise MailServerDown(f"{place}: the connection was lost")
         transport = cast("asyncio.Transport", client.transport)
         pipelining = client.supports_extension("pipelining")
-        return Connection(transport, self, place, pipelining=pipelining, answer_seconds=ANSWER_SECONDS)
+        utf8 = client.supports_extension("smtputf8") and client.supports_extension("8bitmime")  # RFC 6531, 3.1, item 8
+        return Connection(transport, self, place, pipelining=pipelining, utf8=utf8, answer_seconds=ANSWER_SECONDS)
 
     # mails that wait for a connection
 
@@ -221,6 +241,8 @@ def _sender(text: str) -> tuple[str, str]:
         address = normalise_email(address)
     except ValueError as error:
         raise UsageError(f"ORDERS_MAIL_FROM={text!r} is no e-mail address: {error}") from None
+    if not address.isascii():
+        raise UsageError(f"ORDERS_MAIL_FROM={text!r}: the part before the @ must be plain ASCII")
     if not (name.isascii() and name.isprintable()):
         raise UsageError(f"ORDERS_MAIL_FROM={text!r}: the name must be plain ASCII")
     return (f"{name} <{address}>" if name else address), address

@@ -17,15 +17,17 @@ from orders.domain import Customer, Line, Reason
 
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 """A UUID as text in lower case: the databases compare it as it is."""
+Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""A number that the databases can store (BIGINT); a longer one does not decode."""
 
 
 class ConfirmedLine(msgspec.Struct, frozen=True, gc=False):
     """A line of a confirmed order, as the customer reads it."""
 
     name: str
-    quantity: int
+    quantity: Whole
     unit_price: Decimal
-    cents: int
+    cents: Whole
 
 
 @message("order.placed", key="order_id")
@@ -35,7 +37,7 @@ class OrderPlaced(msgspec.Struct, frozen=True):
     order_id: Uuid
     customer: Customer
     lines: list[Line]
-    total_cents: int
+    total_cents: Whole
     placed_at: datetime
 
 
@@ -46,8 +48,8 @@ class OrderConfirmed(msgspec.Struct, frozen=True):
     order_id: Uuid
     customer: Customer
     lines: list[ConfirmedLine]
-    line_count: int
-    total_cents: int
+    line_count: Whole
+    total_cents: Whole
 
 
 @message("order.rejected", key="order_id")

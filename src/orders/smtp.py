@@ -7,7 +7,10 @@ write and one read on either side. Without PIPELINING each command waits for the
 Invariants: a content is written once, after the 354 for its own mail; a mail whose content was written ends with the
 server's answer or with an error, never on another connection. After anything but success the connection is closed:
 that also ends, without a mail, the transaction of a DATA that was answered 354 although its recipient was refused.
-Nothing here waits without a deadline, and an answer has at most REPLY_BYTES.
+Nothing here waits without a deadline, and an answer has at most REPLY_BYTES. `replies` says what an answer means.
+
+An address that is not ASCII before its @ needs SMTPUTF8 (RFC 6531). Where the server does not offer it, that mail is
+refused before anything is written, and the connection goes on to the next.
 """
 
 from __future__ import annotations
@@ -16,45 +19,60 @@ import asyncio
 import re
 from typing import Final, Protocol
 
+from orders.domain import mail_address
+from orders.replies import Step, Verdict, judge, parse
+
 REPLY_BYTES: Final = 32_768
 """Of one answer, all of its lines together."""
-SHUTTING_DOWN: Final = 421
-"""Service not available, closing transmission channel (RFC 5321, 4.2.3)."""
 START_INPUT: Final = 354
 """The answer to DATA: now the content."""
 COMMANDS: Final = ("MAIL", "RCPT", "DATA", "DATA")
 """What is answered, in this order; the second answer to DATA is to the content."""
 
-_DATA, _CONTENT = 2, 3
-_MAILBOX = re.compile(r"[!-;=?-~]+")
 _LINE_BREAK = re.compile(rb"\r\n|\n|\r")
 
 
 class MailRefused(Exception):
-    """The server refuses this mail for good (5xx): sending it again is pointless."""
+    """This mail is refused for good: sending it again is pointless."""
+
+
+class RefusalUnclear(MailRefused):
+    """As MailRefused; but a server that refuses every mail would say the same."""
+
+
+class AddressRefused(MailRefused, ValueError):
+    """No server can be given this address, or this one cannot; nothing was sent."""
 
 
 class MailUnavailable(Exception):
-    """No connection, a broken one, or a 4xx: the same mail may go through later."""
+    """A connection that broke after the content, or an answer about this mail for now: it may go through later."""
 
 
 class MailServerDown(MailUnavailable):
-    """No connection can be made, no answer comes, or the server is not available (421): no mail goes through now."""
+    """No connection, no answer, or a refusal of the session or of us: no mail goes through now."""
 
 
 class Mail:
     """One mail to one recipient on its way; `answer` ends with what the server said, or with one of the errors above.
 
-    ValueError for an address that could end its command. The content's line breaks become CR LF.
+    AddressRefused for an address that no mail can carry. The content's line breaks become CR LF.
     """
 
-    __slots__ = ("answer", "commands", "content", "since")
+    __slots__ = ("answer", "begun", "commands", "content", "since", "utf8")
 
     def __init__(self, sender: bytes, to: str, content: bytes, loop: asyncio.AbstractEventLoop) -> None:
-        if not _MAILBOX.fullmatch(to):
-            raise ValueError(f"an address has no control character, blank, angle bracket or non-ASCII one: {to!r}")
-        self.commands = b"MAIL FROM:<%b>\r\nRCPT TO:<%b>\r\nDATA\r\n" % (sender, to.encode())
+        try:
+            address = mail_address(to)
+        except ValueError as error:
+            raise AddressRefused(str(error)) from None
+        self.utf8 = not address.isascii()
+        """It goes only to a server that offers SMTPUTF8 (RFC 6531, sections 3.2 and 3.4)."""
+        parameters = b" SMTPUTF8 BODY=8BITMIME" if self.utf8 else b""
+        recipient = address.encode()
+        self.commands = b"MAIL FROM:<%b>%b\r\nRCPT TO:<%b>\r\nDATA\r\n" % (sender, parameters, recipient)
         self.content = transparent(content)
+        self.begun = False
+        """Its first command was written on a connection."""
         self.answer: asyncio.Future[str] = loop.create_future()
         self.since = loop.time()
         """When it was given to the mailer, by the loop's clock."""
@@ -85,18 +103,27 @@ class Connection(asyncio.Protocol):
     """Takes over the transport of a connection on which EHLO is answered."""
 
     def __init__(
-        self, transport: asyncio.Transport, pool: Pool, place: str, *, pipelining: bool, answer_seconds: float
+        self,
+        transport: asyncio.Transport,
+        pool: Pool,
+        place: str,
+        *,
+        pipelining: bool,
+        answer_seconds: float,
+        utf8: bool = False,
     ):
         self._transport = transport
         self._pool = pool
         self._place = place
         self._pipelining = pipelining
+        self._utf8 = utf8
+        """The server takes addresses outside ASCII."""
         self._answer_seconds = answer_seconds
         self._loop = asyncio.get_running_loop()
         self._mail: Mail | None = None
         """The one whose answers come now."""
-        self._step = 0
-        """Of COMMANDS: which one is answered next."""
+        self._step = Step.MAIL
+        """What is answered next."""
         self._next: Mail | None = None
         """The one whose commands were written behind the content of `_mail`."""
         self._first = True
@@ -109,9 +136,13 @@ class Connection(asyncio.Protocol):
         transport.set_protocol(self)
 
     def send(self, mail: Mail) -> None:
-        """Begins a mail; only when idle."""
+        """Begins a mail; only when idle. Begins the next one if this server cannot be given it."""
+        if not self._can_carry(mail):
+            self._go_on()
+            return
         self._mail = mail
-        self._step = 0
+        self._step = Step.MAIL
+        mail.begun = True
         self._expect()
         if self._pipelining:
             self._transport.write(mail.commands)
@@ -157,35 +188,41 @@ class Connection(asyncio.Protocol):
 
     # the conversation
 
-    def _answered(self, reply: bytes) -> None:
+    def _answered(self, raw: bytes) -> None:
         mail = self._mail
         if mail is None:  # a server that says goodbye by itself, or answers QUIT
             self._end(self._lost(None))
             return
         self._answer_by = self._loop.time() + self._answer_seconds
         step = self._step
-        code = _code(reply)
-        if code == SHUTTING_DOWN:
-            self._end(MailServerDown(_told(step, reply)))
-        elif step < _DATA and 200 <= code < 300:
-            self._step = step + 1
+        reply = parse(raw)
+        positive = 200 <= reply.code < 300
+        if positive and step < Step.DATA:
+            self._step = Step(step + 1)
             if not self._pipelining:
                 self._transport.write(mail.commands.splitlines(keepends=True)[self._step])
-        elif step == _DATA and code == START_INPUT:
-            self._step = _CONTENT
+        elif step == Step.DATA and reply.code == START_INPUT:
+            self._step = Step.CONTENT
             self._write_content(mail)
-        elif step == _CONTENT and 200 <= code < 300:
-            self._taken(mail, _text(reply))
+        elif positive and step == Step.CONTENT:
+            self._taken(mail, reply.text)
         else:
-            # 5xx is for good, except 5xx that say 'not now' in disguise: there are none that we know (RFC 5321, 4.2.1).
-            mail.fail((MailRefused if 500 <= code < 600 else MailUnavailable)(_told(step, reply)))
+            self._refused(mail, _ERRORS[judge(step, reply)](f"{COMMANDS[step]} was answered {reply.text}"))
+
+    def _refused(self, mail: Mail, error: MailRefused | MailUnavailable) -> None:
+        if isinstance(error, MailServerDown):
+            self._end(error)  # a new session may be better (421 after a time, too many mails in one): see _end
+        else:
+            mail.fail(error)
             self._end(self._lost(None))
 
     def _write_content(self, mail: Mail) -> None:
         if mail.answer.done():  # nobody waits for it any more; the only way out of DATA is to hang up
             self._end(self._lost(None))
             return
-        self._next = self._pool.next_mail() if self._pipelining and not self._quitting else None
+        self._next = self._next_mail() if self._pipelining else None
+        if self._next:
+            self._next.begun = True
         self._transport.write(mail.content + self._next.commands if self._next else mail.content)
 
     def _taken(self, mail: Mail, answer: str) -> None:
@@ -193,15 +230,33 @@ class Connection(asyncio.Protocol):
             mail.answer.set_result(answer)
         self._first = False
         self._mail, self._next = self._next, None
-        self._step = 0
-        if self._mail is not None:
-            return
+        self._step = Step.MAIL
+        if self._mail is None:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """There is no mail on the way: begins the next one, or is idle, or quits."""
         if self._quitting:
             self.quit()
-        elif (following := self._pool.next_mail()) is not None:
+        elif (following := self._next_mail()) is not None:
             self.send(following)
         else:
             self._pool.idle(self)
+
+    def _next_mail(self) -> Mail | None:
+        """The next mail that this server can be given; none once it quits."""
+        while not self._quitting and (mail := self._pool.next_mail()) is not None:
+            if self._can_carry(mail):
+                return mail
+        return None
+
+    def _can_carry(self, mail: Mail) -> bool:
+        """Whether the server can be given the mail; if not, the mail has failed (RFC 6531, section 3.2)."""
+        if mail.utf8 and not self._utf8:
+            why = "the address has a character outside ASCII before its @, and the server does not offer SMTPUTF8"
+            mail.fail(AddressRefused(f"{self._place}: {why}"))
+            return False
+        return True
 
     # deadlines and the end
 
@@ -224,10 +279,12 @@ class Connection(asyncio.Protocol):
         self._end(self._lost(None))
 
     def _lost(self, exc: Exception | None) -> MailUnavailable:
-        return MailUnavailable(f"{self._place}: the connection was lost{f': {exc}' if exc else ''}")
+        """Before the content is written nothing of the mail matters to the server: it is down. After, nobody knows."""
+        kind = MailUnavailable if self._step == Step.CONTENT else MailServerDown
+        return kind(f"{self._place}: the connection was lost{f': {exc}' if exc else ''}")
 
     def _end(self, error: MailUnavailable) -> None:
-        """Closes; a mail whose content was written fails, the other one goes back unless it was the first here."""
+        """Closes; a mail whose content was written fails, any other goes back unless it was the first here."""
         if self._gone.is_set():
             return
         self._gone.set()
@@ -235,12 +292,14 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         mail, following, self._mail, self._next = self._mail, self._next, None, None
-        if mail is not None and (self._first or self._step == _CONTENT):
+        if mail is not None and (self._first or self._step == Step.CONTENT):
             mail.fail(error)
             mail = None
         unsent = following or mail
         if unsent is not None and unsent.answer.done():
             unsent = None
+        if unsent is not None:
+            unsent.begun = False
         self._transport.abort()
         self._pool.over(self, unsent)
 
@@ -257,26 +316,18 @@ def transparent(content: bytes) -> bytes:
     return content + (b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
-def _told(step: int, reply: bytes) -> str:
-    return f"{COMMANDS[step]} was answered {_text(reply)}"
+_ERRORS: Final[dict[Verdict, type[MailRefused | MailUnavailable]]] = {
+    Verdict.REFUSED: MailRefused,
+    Verdict.UNCLEAR: RefusalUnclear,
+    Verdict.LATER: MailUnavailable,
+    Verdict.DOWN: MailServerDown,
+}
 
 
 def _reply_end(data: bytes, at: int) -> int:
     """Where the answer at `at` ends; 0 if its last line is not all there (RFC 5321, section 4.2.1)."""
     while (end := data.find(b"\n", at)) >= 0:
-        if data[at + 3 : at + 4] != b"-":
+        if end <= at + 3 or data[at + 3 : at + 4] != b"-":
             return end + 1
         at = end + 1
     return 0
-
-
-def _code(reply: bytes) -> int:
-    """0 if it has none."""
-    code = reply[:3]
-    return int(code) if code.isdigit() else 0
-
-
-def _text(reply: bytes) -> str:
-    """The code, and what all its lines say after it."""
-    first, *more = reply.decode(errors="replace").splitlines()
-    return f"{first[:3]} {' '.join(line[4:].strip() for line in (first, *more))}"

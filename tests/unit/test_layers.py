@@ -37,7 +37,7 @@ HOPLINE = """
 """
 
 ORDERS = """
-    domain
+    domain evidence replies
     docs mailbox messages problems serving smtp
     letters mailer store
     deciding lookups placing

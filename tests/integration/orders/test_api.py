@@ -26,10 +26,12 @@ from hopline import (
     Transaction,
     UsageError,
     new_id,
+    utcnow,
 )
 from orders import deciding, handlers, messages, placing, store
 from orders.api import create_app
-from orders.domain import Line
+from orders.domain import Customer, Line
+from orders.lookups import by_email
 from tests.unit.orders.examples import as_placed, line, new_order
 
 NO_BROKER = "amqp://127.0.0.1:1/"
@@ -132,6 +134,33 @@ async def test_a_user_is_registered(client: Client, database: Database) -> None:
     row = await store.find_user(database, shown["id"])
     assert row is not None
     assert row.name == "名前"
+
+
+@pytest.mark.parametrize(
+    ("email", "kept"),
+    [
+        ("J\u00f6rg@M\u00fcnchen.DE", "J\u00f6rg@m\u00fcnchen.de"),
+        ("ann@M\u00fcnchen.DE", "ann@xn--mnchen-3ya.de"),
+        ("\u540d\u524d@\u4f8b\u3048.jp", "\u540d\u524d@\u4f8b\u3048.jp"),
+    ],
+)
+async def test_an_address_outside_ascii_is_taken_and_found_as_it_is_typed(
+    email: str, kept: str, client: Client, database: Database
+) -> None:
+    order = (await client.post("/orders", json={**GOOD, "customer": {"email": email}})).json()
+    response = await client.post("/users", json={"email": email})
+    user = await store.find_user(database, response.json()["id"])
+    async with database.transaction() as tx:
+        registered = messages.UserRegistered(response.json()["id"], Customer(kept), utcnow())
+        await deciding.register(tx, [registered])
+
+    async with database.reading() as connection:
+        found = await by_email(connection, email)
+
+    assert response.status_code == 202
+    assert user is not None
+    assert user.email == kept
+    assert [one.key for one in found] == [order["id"], response.json()["id"]]
 
 
 async def test_the_trace_starts_at_http(client: Client, database: Database) -> None:

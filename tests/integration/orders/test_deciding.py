@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -82,6 +84,38 @@ async def test_an_order_that_came_by_another_way_than_the_api_is_stored_too(data
     row = await store.find_order(database, order.order_id)
     assert row is not None
     assert (row.state, row.total_cents, len(row.lines)) == ("confirmed", 1_000, 1)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"lines": [{"sku": "apple", "quantity": 10**4_000, "unit_price": "sNaN"}]},
+        {"lines": [{"sku": "apple", "quantity": 1, "unit_price": "1." + "0" * 100_000}]},
+        {"lines": [], "total_cents": -(2**63)},
+        {"total_cents": 2**63 - 1, "placed_at": "0001-01-01T00:00:00+23:59"},
+        {"customer": {"email": "\u0130" * 126 + "@b", "name": "\u202e" * 100}},
+    ],
+)
+async def test_an_odd_order_of_a_stranger_is_decided_beside_a_good_one(database: Database, odd: dict[str, Any]) -> None:
+    good = placed([line("apple", 10)])
+    body = json.loads(msgspec.json.encode(placed([line("apple", 10)]))) | odd
+    order = msgspec.json.decode(json.dumps(body).encode(), type=OrderPlaced)
+
+    results = await decide(database, [order, good])
+
+    assert isinstance(results[0], OrderConfirmed | OrderRejected)
+    assert isinstance(results[1], OrderConfirmed)
+    assert await store.find_order(database, order.order_id) is not None
+
+
+async def test_an_account_for_an_address_that_grows_in_lower_case(database: Database) -> None:
+    good, odd = new_user("bob@example.com"), new_user("\u0130" * 250 + "@b.c")
+
+    results = await register(database, [good, odd])
+    again = await register(database, [new_user("\u0130" * 250 + "@b.c")])
+
+    assert [type(result) for result in results] == [UserWelcomed] * 2
+    assert again == ["refused: the address has an account"]
 
 
 async def test_an_email_of_500_lines_lists_the_first_50(database: Database) -> None:

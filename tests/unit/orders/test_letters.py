@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from email.header import decode_header, make_header
@@ -10,6 +11,7 @@ from email.utils import parseaddr
 from typing import Any
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -156,3 +158,73 @@ def test_a_long_line_is_encoded() -> None:
     assert "x" * 5_000 in text
     assert "x" * 5_000 in html
     assert max(map(len, raw.split(b"\r\n"))) <= letters.LINE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("email", "shown"), [("ann@m\u00fcnchen.de", "ann@xn--mnchen-3ya.de"), ("j\u00f6rg@b.de",) * 2]
+)
+@pytest.mark.parametrize("name", ["", "Ann", "J\u00f6rg"])
+def test_an_address_outside_ascii_stands_in_its_header(email: str, shown: str, name: str) -> None:
+    raw = letters.welcome(
+        UserWelcomed(ORDER_ID, Customer(email, name)), sender="Orders <o@example.com>", message_id=MESSAGE_ID, at=AT
+    )
+
+    head = raw.partition(b"\r\n\r\n")[0].decode()
+    assert re.search(rf"\nTo: ([^\n]+\n <{shown}>|{shown})\r?\n", head.replace("\r\n", "\n"))
+
+
+def test_a_control_character_is_not_sent_as_it_is() -> None:
+    raw = write(rejected("a\x00b\rc"))
+
+    assert b"\x00" not in raw
+    assert raw.count(b"\r") == raw.count(b"\r\n")
+
+
+letter = {"sender": "Orders <o@example.com>", "message_id": MESSAGE_ID}
+order_ids = st.uuids().map(str)
+any_text = st.text(max_size=40) | st.text("\x00\r\n\u2028.{%<=?", max_size=12)
+# What the decoder lets through, and what only Python code can make (a lone surrogate, a line break in a header).
+customers = st.builds(Customer, st.text(max_size=30) | st.just("a" * 300 + "@example.com"), any_text)
+prices = st.decimals() | st.sampled_from([Decimal("sNaN"), Decimal("1E+999999"), Decimal("-0")])
+confirmed_lines = st.builds(ConfirmedLine, any_text, st.integers(), prices, st.integers())
+messages = (
+    st.builds(OrderConfirmed, order_ids, customers, st.lists(confirmed_lines, max_size=3), st.integers(), st.integers())
+    | st.builds(OrderRejected, order_ids, customers, st.lists(st.builds(Reason, any_text, any_text), max_size=3))
+    | st.builds(UserWelcomed, order_ids, customers)
+)
+
+
+@given(messages, st.datetimes(timezones=st.timezones() | st.just(UTC)) | st.datetimes())
+@example(UserWelcomed(ORDER_ID, Customer("a@b.de", "\ud800")), AT)
+@example(UserWelcomed(ORDER_ID, Customer("\ud800@b.de", "Ann")), AT)
+@example(OrderRejected(ORDER_ID, Customer("a@b.de"), [Reason("x", "\ud800")]), AT)
+def test_any_message_is_a_letter_or_a_letter_error(message: OrderConfirmed | OrderRejected, at: datetime) -> None:
+    write = {OrderConfirmed: letters.confirmation, OrderRejected: letters.rejection, UserWelcomed: letters.welcome}
+
+    try:
+        raw = write[type(message)](message, **letter, at=at)  # type: ignore[operator]
+    except letters.LetterError:
+        return
+
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert [line.split(b":")[0] for line in head.split(b"\r\n") if not line.startswith(b" ")] == HEADERS
+    assert body.isascii()
+    assert not {0, 0x7F} & set(raw)
+    assert raw.count(b"\r") == raw.count(b"\n") == raw.count(b"\r\n")
+    assert max(map(len, raw.split(b"\r\n"))) <= letters.LINE_BYTES
+
+
+HEADERS = [
+    *(b"From", b"To", b"Subject", b"Date", b"Message-ID", b"Auto-Submitted", b"MIME-Version", b"Content-Type"),
+]
+
+
+@given(st.binary(max_size=60) | st.text(max_size=20).map(str.encode))
+def test_every_customer_that_decodes_gets_a_letter_or_a_letter_error(name: bytes) -> None:
+    body = b'{"user_id":"%b","customer":{"email":"\xc3\xbc@example.com","name":"%b"}}' % (ORDER_ID.encode(), name)
+    try:
+        user = msgspec.json.decode(body, type=UserWelcomed)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+
+    assert letters.welcome(user, sender="Orders <o@example.com>", message_id=MESSAGE_ID, at=AT)

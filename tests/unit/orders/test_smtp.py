@@ -7,8 +7,20 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orders.smtp import REPLY_BYTES, Connection, Mail, MailRefused, MailServerDown, MailUnavailable, transparent
+from orders.smtp import (
+    REPLY_BYTES,
+    AddressRefused,
+    Connection,
+    Mail,
+    MailRefused,
+    MailServerDown,
+    MailUnavailable,
+    RefusalUnclear,
+    transparent,
+)
 
 COMMANDS = b"MAIL FROM:<shop@example.com>\r\nRCPT TO:<%b@example.com>\r\nDATA\r\n"
 GO_ON = b"250 ok\r\n250 ok\r\n354 go on\r\n"
@@ -135,12 +147,15 @@ Refusal = tuple[bytes, type[Exception], str]
 @pytest.mark.parametrize(
     ("answers", "error", "says"),
     [
-        (b"550 5.1.8 not you\r\n", MailRefused, "MAIL was answered 550 5.1.8 not you"),
+        (b"550 5.1.8 not you\r\n", MailServerDown, "MAIL was answered 550 5.1.8 not you"),
         (b"451 later\r\n", MailUnavailable, "MAIL was answered 451 later"),
-        (b"250 ok\r\n550 nobody\r\n554 no valid recipients\r\n", MailRefused, "RCPT was answered 550 nobody"),
-        (b"250 ok\r\n550 nobody\r\n354 go on\r\n", MailRefused, "RCPT was answered 550 nobody"),
+        (b"250 ok\r\n550 nobody\r\n554 no valid recipients\r\n", RefusalUnclear, "RCPT was answered 550 nobody"),
+        (b"250 ok\r\n550 nobody\r\n354 go on\r\n", RefusalUnclear, "RCPT was answered 550 nobody"),
+        (b"250 ok\r\n550 5.1.1 nobody\r\n554 no\r\n", MailRefused, "RCPT was answered 550 5.1.1 nobody"),
+        (b"250 ok\r\n250 ok\r\n503 no\r\n", MailServerDown, "DATA was answered 503 no"),
+        (b"250-ok\r\n550 or not\r\n", MailUnavailable, "MAIL was answered 250 ok or not"),
         (b"250 ok\r\n450 later\r\n354 go on\r\n", MailUnavailable, "RCPT was answered 450 later"),
-        (b"250 ok\r\n250 ok\r\n554 no\r\n", MailRefused, "DATA was answered 554 no"),
+        (b"250 ok\r\n250 ok\r\n554 no\r\n", RefusalUnclear, "DATA was answered 554 no"),
         (b"250 ok\r\n250 ok\r\n250 what\r\n", MailUnavailable, "DATA was answered 250 what"),
         (b"421 closing\r\n", MailServerDown, "MAIL was answered 421 closing"),
         (b"hello\r\n", MailUnavailable, "MAIL was answered hel o"),
@@ -168,7 +183,8 @@ async def test_after_a_refused_command_no_content_is_written_and_the_connection_
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (b"554 spam\r\n", MailRefused),
+        (b"554 spam\r\n", RefusalUnclear),
+        (b"554 5.6.0 spam\r\n", MailRefused),
         (b"452 full\r\n", MailUnavailable),
         (b"421 closing\r\n", MailServerDown),
         (b"", MailUnavailable),
@@ -196,7 +212,15 @@ async def test_a_refused_content_fails_its_mail_and_gives_the_next_one_back(
     assert len(wire.writes) == 2
 
 
-@pytest.mark.parametrize("lose", [lambda c: c.connection_lost(None), lambda c: c.data_received(b"421 timeout\r\n")])
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda c: c.connection_lost(None),
+        lambda c: c.data_received(b"421 timeout\r\n"),
+        lambda c: c.data_received(b"450 4.7.0 too many mails in this session\r\n"),
+        lambda c: c.data_received(b"250 ok\r\n250 ok\r\n503 what\r\n"),
+    ],
+)
 async def test_a_kept_connection_that_dies_gives_back_what_it_has_not_sent(
     lose: Callable[[Connection], None], connection: Connection, wire: Wire, owner: Owner
 ) -> None:
@@ -222,6 +246,119 @@ async def test_a_new_connection_that_dies_fails_its_mail(connection: Connection,
     with pytest.raises(MailUnavailable, match="mail:25: the connection was lost: reset"):
         await mail.answer
     assert owner.ends == [None]
+
+
+@pytest.mark.parametrize(("answers", "error"), [(b"", MailServerDown), (b"250 ok\r\n25", MailServerDown)])
+async def test_a_connection_that_is_lost_before_the_content_is_a_server_that_is_down(
+    answers: bytes, error: type[Exception], connection: Connection
+) -> None:
+    mail = a_mail("ann")
+
+    connection.send(mail)
+    connection.data_received(answers)
+    connection.connection_lost(None)
+
+    assert type(mail.answer.exception()) is error
+
+
+replies = st.builds(
+    lambda code, separator, text: code + separator + text + b"\r\n",
+    st.sampled_from([b"250", b"354", b"421", b"450", b"503", b"530", b"550", b"554", b"xyz", b"999", b"", b"2500"]),
+    st.sampled_from([b" ", b"-", b""]),
+    st.sampled_from([b"ok", b"5.1.1 nobody", b"5.7.1 \xff\x00", b"4.7.0", b"", b"5.999.999 relay"])
+    | st.binary(max_size=9),
+)
+
+
+@given(
+    replies=st.lists(replies | st.binary(max_size=20), max_size=8),
+    pieces=st.integers(1, 9),
+    pipelining=st.booleans(),
+)
+def test_whatever_a_server_answers_each_mail_has_one_end_and_the_connection_is_closed_or_usable(
+    replies: list[bytes], pieces: int, pipelining: bool
+) -> None:
+    async def talk() -> None:
+        # Given a mail on its way, and one that waits
+        wire, owner = Wire(), Owner()
+        connection = Connection(wire, owner, "mail:25", pipelining=pipelining, answer_seconds=60.0)
+        first, second = a_mail("ann"), a_mail("bob")
+        owner.waiting = [second]
+        connection.send(first)
+
+        # When a server answers, in pieces, and closes
+        answer = b"".join(replies)
+        for at in range(0, len(answer), pieces):
+            connection.data_received(answer[at : at + pieces])
+        was_usable = not wire.aborted
+        assert was_usable == (not owner.ends)
+        connection.connection_lost(None)
+
+        # Then the first has one end; the second too, or it waits for another connection
+        for mail in (first, second):
+            if mail.answer.done() and (error := mail.answer.exception()) is not None:
+                assert isinstance(error, MailRefused | MailUnavailable)
+                assert str(error).isprintable()
+            elif mail.answer.done():
+                assert mail.answer.result().isprintable()
+            else:
+                assert mail is second
+                assert mail in owner.waiting or owner.ends == [mail]
+        assert len(owner.ends) == 1
+        assert wire.aborted
+
+    asyncio.run(talk())
+
+
+async def test_an_address_outside_ascii_goes_to_a_server_that_offers_it(wire: Wire, owner: Owner) -> None:
+    connection = Connection(wire, owner, "mail:25", pipelining=True, answer_seconds=60.0, utf8=True)
+    mail = Mail(b"shop@example.com", "jörg@münchen.de", b"Hi\r\n", asyncio.get_running_loop())
+
+    connection.send(mail)
+
+    assert wire.writes == [
+        b"MAIL FROM:<shop@example.com> SMTPUTF8 BODY=8BITMIME\r\n" + "RCPT TO:<jörg@münchen.de>\r\nDATA\r\n".encode()
+    ]
+
+
+async def test_an_international_domain_alone_goes_to_every_server(connection: Connection, wire: Wire) -> None:
+    connection.send(Mail(b"shop@example.com", "ann@münchen.de", b"Hi\r\n", asyncio.get_running_loop()))
+
+    assert wire.writes == [
+        b"MAIL FROM:<shop@example.com>\r\nRCPT TO:<ann@xn--mnchen-3ya.de>\r\nDATA\r\n",
+    ]
+
+
+async def test_a_server_without_smtputf8_refuses_that_mail_and_takes_the_next(
+    connection: Connection, wire: Wire, owner: Owner
+) -> None:
+    # Given two mails for addresses outside ASCII, at the head of the queue and behind the first mail
+    head, behind = (Mail(b"shop@example.com", "jörg@example.com", b"", asyncio.get_running_loop()) for _ in range(2))
+    first, second = a_mail("ann"), a_mail("bob")
+    owner.waiting = [first, behind, second]
+
+    # When they are sent on a connection that cannot carry them
+    connection.send(head)
+    connection.data_received(GO_ON)
+    connection.data_received(b"250 taken\r\n" + GO_ON)
+    connection.data_received(b"250 taken\r\n")
+
+    # Then only they are refused
+    for mail in (head, behind):
+        with pytest.raises(AddressRefused, match=r"mail:25: the address .* does not offer SMTPUTF8"):
+            await mail.answer
+    assert [await mail.answer for mail in (first, second)] == ["250 taken"] * 2
+    assert wire.writes == [COMMANDS % b"ann", content(b"ann") + COMMANDS % b"bob", content(b"bob")]
+    assert (owner.idle_calls, owner.ends) == (1, [])
+
+
+async def test_a_mail_that_no_server_can_be_given_leaves_the_connection_idle(
+    connection: Connection, wire: Wire, owner: Owner
+) -> None:
+    connection.send(mail := Mail(b"shop@example.com", "jörg@example.com", b"", asyncio.get_running_loop()))
+
+    assert isinstance(mail.answer.exception(), MailRefused)
+    assert (wire.writes, owner.idle_calls, owner.ends) == ([], 1, [])
 
 
 async def test_a_mail_that_nobody_waits_for_is_not_sent(connection: Connection, wire: Wire, owner: Owner) -> None:
@@ -274,7 +411,9 @@ async def test_quit_lets_the_mail_on_its_way_finish_and_begins_no_other(
     await connection.wait_gone()
 
 
-@pytest.mark.parametrize("to", ["a@b\r\nRSET", "a@b\n", "a\x00@b", "a@b> SIZE=1", "ü@b", ""])
+@pytest.mark.parametrize(
+    "to", ["a@b\r\nRSET", "a@b\n", "a\x00@b", "a@b> SIZE=1", "ü\r\n@b", "ü\x85@b", "ü\u2028@b", "\ud800@b", "ü @b", ""]
+)
 async def test_an_address_cannot_carry_a_command(to: str) -> None:
     with pytest.raises(ValueError, match="control character"):
         Mail(b"shop@example.com", to, b"", asyncio.get_running_loop())
