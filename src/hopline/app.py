@@ -28,7 +28,7 @@ from hopline.batching import Groups
 from hopline.database import Database, Transaction
 from hopline.errors import CommitUnknown, DatabaseContention, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
-from hopline.heartbeat import Heard, Heartbeat, ignored
+from hopline.heartbeat import Heard, Heartbeat, Listening, ignored
 from hopline.history import Recorder
 from hopline.live import plan, read_queues
 from hopline.message import Catalog, type_of
@@ -178,7 +178,7 @@ class Hopline:
                 state=producer.state,
                 details=producer.details,
                 recorder=producer.recorder,
-                hear=producer.hear,
+                listening=Listening(producer.hear, producer.found_down_at),
             )
             heartbeat.start()
             stack.push_async_exit(_stopping(heartbeat))
@@ -209,7 +209,7 @@ class Hopline:
                 worker.obey([pause.queue for pause in await pausing.read(connection)])
             consumer.start()
             producer.says(lambda: {"queues": chosen, **worker.state()}, consume=consumer)
-            producer.does(worker.details, lambda heard: worker.obey([pause.queue for pause in heard.pauses]))
+            producer.does(worker.details, worker.hear, worker.found_down_at)
             try:
                 yield Working(producer, worker, consumer, tuple(chosen))
             finally:
@@ -311,15 +311,21 @@ class Producer:
         self._more: Callable[[], Mapping[str, object]] = dict
         self._details: Callable[[], Mapping[str, object]] = dict
         self._obey: Callable[[Heard], None] = ignored
+        self._found_down_at: Callable[[], Mapping[str, float]] = dict
 
     def says(self, more: Callable[[], Mapping[str, object]], **links: Link) -> None:
         """Adds to what `state` says of this process."""
         self._more = more
         self._links |= links
 
-    def does(self, details: Callable[[], Mapping[str, object]], obey: Callable[[Heard], None]) -> None:
-        """Adds to what `details` tells, and to what `hear` does."""
-        self._details, self._obey = details, obey
+    def does(
+        self,
+        details: Callable[[], Mapping[str, object]],
+        obey: Callable[[Heard], None],
+        found_down_at: Callable[[], Mapping[str, float]],
+    ) -> None:
+        """Adds to what `details` tells, to what `hear` does, and to what `found_down_at` asks."""
+        self._details, self._obey, self._found_down_at = details, obey, found_down_at
 
     def state(self) -> dict[str, object]:
         """What this process says of itself (docs/reference/tables.md, `hopline_workers.state`)."""
@@ -330,6 +336,10 @@ class Producer:
     def details(self) -> Mapping[str, object]:
         """What it does right now; names messages, so it is for the database only."""
         return self._details()
+
+    def found_down_at(self) -> Mapping[str, float]:
+        """The handlers whose success elsewhere would end a pause here; see Heartbeat."""
+        return self._found_down_at()
 
     def hear(self, heard: Heard) -> None:
         """What operators want of this process, with each heartbeat."""

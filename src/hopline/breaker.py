@@ -4,7 +4,9 @@
                                           ▲                           │
                                           └──────found down again─────┘   (for twice as long, up to the cap)
 
-While open nothing is handled; while probing one message is tried at a time.
+While open nothing is handled; while probing one message is tried at a time. A pause also ends, from any state, when
+the same handler succeeds in another process; and a probing ends when no message comes that could be tried. Then nobody
+knows, so the next failure pauses for twice as long as the last one did.
 """
 
 from __future__ import annotations
@@ -47,9 +49,24 @@ class Breaker:
 
     def found_up(self, began: float) -> bool:
         """A message whose handling began then was handled; True if that closes it."""
+        if self.state == "closed":
+            self.openings = 0
         if self.state != "probing" or self._knows_better(began):
             return False
         self.state, self.reason, self.openings = "closed", "", 0
+        return True
+
+    def found_up_elsewhere(self) -> bool:
+        """Another process handled a message since it was last found down; True if that closes it."""
+        closes = self.state != "closed"
+        self.state, self.reason, self.openings = "closed", "", 0
+        return closes
+
+    def nothing_to_probe(self) -> bool:
+        """No message came that could be tried; True if that closes it. How often it was found down is kept."""
+        if self.state != "probing":
+            return False
+        self.state, self.reason = "closed", ""
         return True
 
     def _knows_better(self, began: float) -> bool:

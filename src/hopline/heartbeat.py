@@ -46,14 +46,26 @@ class Heard:
 
     pauses: tuple[Pause, ...]
     drain: bool
+    succeeded: frozenset[str] = frozenset()
+    """Of the handlers that were asked for: those with which another process has handled a message since."""
 
 
 def ignored(_heard: Heard) -> None:
     """The `hear` of a process that nobody can ask for anything."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """What a process wants to hear of others. Both are called in its loop."""
+
+    hear: Callable[[Heard], None] = ignored
+    """Takes what was heard, with each beat."""
+    found_down_at: Callable[[], Mapping[str, float]] = dict
+    """Names handlers whose success in other processes counts, each with since when (seconds since 1970)."""
+
+
 class Heartbeat:
-    """Beats from `start()` to `stop()`. `state`, `details` and `hear` are called in the loop.
+    """Beats from `start()` to `stop()`. `state` and `details` are called in the loop.
 
     `state` says what the process is doing, twice a second; `details` says more, once a beat.
     """
@@ -68,7 +80,7 @@ class Heartbeat:
         state: State,
         details: State = dict,
         recorder: history.Recorder | None = None,
-        hear: Callable[[Heard], None] = ignored,
+        listening: Listening | None = None,
     ) -> None:
         self.instance = instance
         self._url = database.url
@@ -78,7 +90,8 @@ class Heartbeat:
         self._details = details
         self._detailed: Mapping[str, object] = {}
         self._recorder = recorder or history.Recorder()
-        self._hear = hear
+        self._listening = listening or Listening()
+        self._asked: Mapping[str, float] = {}
         self._loop = asyncio.get_running_loop()
         self._latest: tuple[float, Mapping[str, object]] = (time.monotonic(), {})
         self._stopping = threading.Event()
@@ -117,6 +130,7 @@ class Heartbeat:
             if now_at - detailed_at >= self._interval_seconds:
                 self._detailed, detailed_at = self._details(), now_at
             self._latest = (now_at, {**self._state(), **self._detailed})
+            self._asked = self._listening.found_down_at()
             self._recorder.roll(time.time())
             await asyncio.sleep(STATE_SECONDS)
 
@@ -130,7 +144,7 @@ class Heartbeat:
                 heard = await self._quietly(database, self._beat)
                 if heard is not None:
                     with suppress(RuntimeError):  # the loop has ended without waiting for this thread
-                        self._loop.call_soon_threadsafe(self._hear, heard)
+                        self._loop.call_soon_threadsafe(self._listening.hear, heard)
                 await asyncio.to_thread(self._stopping.wait, self._interval_seconds)
             if self._signs_off:
                 await self._quietly(database, self._sign_off)
@@ -161,7 +175,8 @@ class Heartbeat:
         (mine,) = await tx.rows(beating.returning(workers.c.drain_at))
         with translated():
             pauses = await pausing.read(tx.connection)
-        return Heard(tuple(pauses), mine.drain_at is not None)
+            succeeded = await history.succeeded(tx.connection, self._asked, but=self.instance)
+        return Heard(tuple(pauses), mine.drain_at is not None, succeeded)
 
     async def _sign_off(self, tx: Transaction) -> None:
         await clear_worker(tx, self.instance)

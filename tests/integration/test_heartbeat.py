@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+
+import pytest
 
 from hopline import schema, suspects
 from hopline.database import Database
+from hopline.errors import UsageError
 from hopline.heartbeat import Heartbeat
 from tests.support.engine import rows
 from tests.support.waiting import wait_until
@@ -27,6 +31,33 @@ async def test_a_process_is_seen_to_live_and_to_stop_in_order(database_url: str)
     assert (first.instance, first.role) == ("worker-1", "worker")
     assert await rows(database, schema.workers) == []
     assert await rows(database, schema.suspects) == []
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "stays"),
+    [
+        (RuntimeError("a fault"), True),
+        (SystemExit(3), True),
+        (UsageError("x"), False),
+        (asyncio.CancelledError(), False),
+    ],
+)
+async def test_after_a_fault_its_row_and_its_marks_stay_as_evidence(
+    sqlite_database_url: str, fault: BaseException, stays: bool
+) -> None:
+    database = Database(sqlite_database_url)
+    await database.create()
+    heartbeat = Heartbeat(database, "worker-1", "worker", 0.05, state=dict)
+    heartbeat.start()
+    await wait_until(lambda: _says(database, {}))
+    async with database.transaction() as tx:
+        await suspects.mark(tx, "jobs/job.asked", "0190163d-8694-739b-aea5-966c26f8ad91", "worker-1")
+
+    await heartbeat.stop(fault)
+
+    assert bool(await rows(database, schema.workers)) is stays
+    assert bool(await rows(database, schema.suspects)) is stays
     await database.close()
 
 

@@ -86,3 +86,18 @@ async def test_what_charts_do_not_show_any_more_is_purged(database_url: str) -> 
 
         kept = [(found.step, found.at) for found in await rows(database, schema.history)]
     assert sorted(kept) == [(10, int(now) - 3_600), (480, fine)]
+
+
+async def test_a_success_of_another_process_counts_from_the_step_after_the_question(database_url: str) -> None:
+    async with opened(database_url) as database:
+        await write(database, "w-1", {(10, 1_000, "e"): row(done=2), (10, 1_010, "f"): row(done=1, dead=3)})
+        await write(database, "w-2", {(10, 1_010, "g"): row(dead=1), (480, 960, "h"): row(done=9)})
+
+        async def succeeded(since: float, but: str = "w-2") -> set[str]:
+            async with database.reading() as connection:
+                return set(await history.succeeded(connection, dict.fromkeys("efgh", since), but=but))
+
+        assert await succeeded(999) == {"e", "f"}
+        assert await succeeded(1_000) == {"f"}
+        assert await succeeded(1_015) == set()
+        assert await succeeded(999, but="w-1") == set()

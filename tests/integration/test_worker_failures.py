@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import prometheus_client
+import pytest
 import sqlalchemy as sa
 
 from hopline import schema, suspects
@@ -16,11 +17,12 @@ from hopline.broker import Delivery
 from hopline.database import Database, Transaction, now
 from hopline.errors import DatabaseUnavailable, DependencyDown
 from hopline.handlers import Handlers
+from hopline.heartbeat import Heard
 from hopline.message import Envelope, message
 from hopline.outbox import Outbox
 from hopline.retry import RetryPolicy
 from hopline.settings import Settings
-from hopline.worker import Worker
+from hopline.worker import Worker, pauses
 from tests.support.engine import ScriptedConsumer, delivery_for, envelope_for, rows
 from tests.support.waiting import wait_until
 
@@ -219,6 +221,75 @@ async def test_a_paused_queue_is_probed_with_one_message_and_resumed(database_ur
 
         assert worker.state()["paused"] == {}
     assert consumer.limits == [("jobs", 0), ("jobs", 1), ("jobs", 0), ("jobs", 1), ("jobs", None)]
+
+
+def two_handlers(first: Callable[[], None]) -> Handlers:
+    """Two handlers on one queue, of which the first may find its dependency down."""
+    handlers = Handlers()
+
+    @handlers.on("jobs")
+    async def handle(asked: Job) -> None:
+        first()
+
+    @handlers.on("jobs")
+    async def handle_other(asked: Other) -> None:
+        return
+
+    return handlers
+
+
+async def test_a_pause_ends_when_no_message_of_its_handler_comes(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue goes on with the messages of another handler, which prove nothing of what the first one needs."""
+    monkeypatch.setattr(pauses, "PROBE_WAIT_SECONDS", 0.05)
+
+    async with working(database_url, two_handlers(lambda: down(""))) as (_, worker, consumer):
+        await handle_all(worker, [delivery_for("jobs", job("a"))])
+        await wait_until(lambda: ("jobs", 1) in consumer.limits)
+        await handle_all(worker, [delivery_for("jobs", envelope_for(Other("b")))])
+
+        await wait_until(lambda: consumer.limits[-1] == ("jobs", None))
+        assert worker.state()["paused"] == {}
+
+
+async def test_a_pause_ends_when_another_worker_has_handled_a_message(database_url: str) -> None:
+    async with working(database_url, handling(down, tx=False), PATIENT) as (_, worker, consumer):
+        await handle_all(worker, [delivery_for("jobs", job("a"))])
+        assert list(worker.found_down_at()) == ["jobs/job.asked"]
+
+        worker.hear(Heard((), drain=False, succeeded=frozenset({"jobs/job.asked", "jobs/unknown"})))
+
+        assert worker.state()["paused"] == {}
+        assert worker.found_down_at() == {}
+    assert consumer.limits == [("jobs", 0), ("jobs", None)]
+
+
+async def test_a_probe_that_runs_is_waited_for(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "PROBE_WAIT_SECONDS", 1.0)
+    hold = asyncio.Event()
+    calls: list[str] = []
+    handlers = Handlers()
+
+    @handlers.on("jobs")
+    async def handle(asked: Job) -> None:
+        calls.append(asked.id)
+        if len(calls) == 1:
+            raise DependencyDown("no mail server")
+        await hold.wait()
+
+    async with working(sqlite_database_url, handlers) as (_, worker, consumer):
+        await handle_all(worker, [delivery_for("jobs", job("a"))])
+        await wait_until(lambda: consumer.limits[-1] == ("jobs", 1))
+        worker.receive([delivery_for("jobs", job("b"))])
+        await wait_until(lambda: calls == ["a", "b"])
+        loop = asyncio.get_running_loop()
+        later = loop.time() + 1.2
+        await wait_until(lambda: loop.time() > later)
+
+        assert consumer.limits[-1] == ("jobs", 1)
+        hold.set()
+        await wait_until(lambda: consumer.limits[-1] == ("jobs", None))
 
 
 async def test_a_duplicate_of_a_deferred_message_is_not_scheduled_twice(database_url: str) -> None:

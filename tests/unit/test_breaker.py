@@ -73,3 +73,34 @@ def test_it_is_closed_only_at_first_or_after_a_probe(steps: list[tuple[str, floa
             ("probing", "probing"), ("probing", "open"), ("probing", "closed"),
         }  # fmt: skip
         before = breaker.state
+
+
+def test_a_success_in_another_process_closes_it_from_any_state_and_starts_anew() -> None:
+    breaker = Breaker(first_seconds=1.0)
+    assert not breaker.found_up_elsewhere()
+    breaker.found_down("down", 0.0, 0.0, 0.5)
+
+    assert breaker.found_up_elsewhere()
+    assert (breaker.state, breaker.reason, breaker.openings) == ("closed", "", 0)
+
+
+def test_without_anything_to_probe_it_closes_and_remembers_how_often_it_was_found_down() -> None:
+    breaker = Breaker(first_seconds=1.0)
+    breaker.found_down("down", 0.0, 0.0, 0.5)
+    assert not breaker.nothing_to_probe()
+    breaker.waited(1.0)
+
+    assert breaker.nothing_to_probe()
+    assert breaker.state == "closed"
+    breaker.found_down("down", 2.0, 2.0, 0.5)
+    assert breaker.remaining_seconds(2.0) == pytest.approx(2.0)
+
+
+def test_a_success_while_it_is_closed_forgets_how_often_it_was_found_down() -> None:
+    breaker = Breaker(first_seconds=1.0)
+    breaker.found_down("down", 0.0, 0.0, 0.5)
+    breaker.waited(1.0)
+    breaker.nothing_to_probe()
+
+    assert not breaker.found_up(2.0)
+    assert breaker.openings == 0

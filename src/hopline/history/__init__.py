@@ -7,7 +7,7 @@ process that counted. A step without work has no row. What cannot be written is 
 for looking at, and proves nothing (audit.py does).
 """
 
-from hopline.history.reading import WINDOWS, History, Point, Rate, Window, rates, read
+from hopline.history.reading import WINDOWS, History, Point, Rate, Window, rates, read, succeeded
 from hopline.history.recording import Recorder, purge, write
 
-__all__ = ["WINDOWS", "History", "Point", "Rate", "Recorder", "Window", "purge", "rates", "read", "write"]
+__all__ = ["WINDOWS", "History", "Point", "Rate", "Recorder", "Window", "purge", "rates", "read", "succeeded", "write"]

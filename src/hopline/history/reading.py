@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.clock import from_epoch, utcnow
 from hopline.database import Database
@@ -132,3 +133,20 @@ def _sums() -> Iterable[sa.Label[Any]]:
 def _numbers(row: sa.Row[Any]) -> list[int]:
     """Postgres sums to a numeric."""
     return [int(value) for value in tuple(row)[1:]]
+
+
+async def succeeded(connection: AsyncConnection, since: Mapping[str, float], *, but: str) -> frozenset[str]:
+    """The endpoints at which a process other than `but` has handled a message since the given times (since 1970).
+
+    Only steps that began after the time count, so a success from before it never does.
+    """
+    if not since:
+        return frozenset()
+    after = (
+        sa.and_(history.c.endpoint == endpoint, history.c.at >= (int(seconds) // STEP_SECONDS + 1) * STEP_SECONDS)
+        for endpoint, seconds in since.items()
+    )
+    first = int(min(since.values()))
+    others = (history.c.step == STEP_SECONDS, history.c.at >= first, history.c.instance != but, history.c.done > 0)
+    query = sa.select(history.c.endpoint).distinct().where(*others, sa.or_(*after))
+    return frozenset(row.endpoint for row in await connection.execute(query))

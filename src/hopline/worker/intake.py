@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from msgspec.structs import replace
@@ -22,6 +22,7 @@ from hopline.clock import from_epoch, utcnow
 from hopline.database import Database
 from hopline.errors import MessageError, Undecodable, UnknownType, text_of
 from hopline.handlers import Handlers
+from hopline.heartbeat import Heard
 from hopline.history import Recorder
 from hopline.settings import Settings
 from hopline.worker.calling import Member
@@ -92,6 +93,15 @@ class Worker:
     def obey(self, paused: Collection[str]) -> None:
         """These queues, and no others, are paused by an operator now."""
         self._desk.pauses.obey(paused)
+
+    def hear(self, heard: Heard) -> None:
+        """What operators want, and what other workers have done, with each heartbeat."""
+        self.obey([pause.queue for pause in heard.pauses])
+        self._desk.pauses.found_up_elsewhere(heard.succeeded)
+
+    def found_down_at(self) -> Mapping[str, float]:
+        """The handlers whose queue is paused since they found down what they need; see Heartbeat."""
+        return self._desk.pauses.found_down_at
 
     def receive(self, deliveries: list[Delivery]) -> None:
         """Takes deliveries; returns at once."""

@@ -1,9 +1,10 @@
 """When a worker takes nothing from a queue: its handler's dependency is down, an operator said so, or no database.
 
-A handler that finds its dependency down opens its breaker (breaker.py). While it is open its queue is not
-consumed, and what is buffered for that handler is deferred; then one message at a time is taken until one
-is handled. Other queues go on. A pause by an operator (pausing.py) does the same to the whole queue, until it is
-resumed. While nothing can be stored (the database is down, the outbox is full) no queue is consumed.
+A handler that finds its dependency down opens its breaker (breaker.py). While it is open its queue is not consumed,
+and what is buffered for that handler is deferred; then one message at a time is taken until one is handled, here or
+by another worker, or until no message comes. Other queues go on. A pause by an operator (pausing.py) does the same to
+the whole queue, until it is resumed. While nothing can be stored (the database is down, the outbox is full) no queue
+is consumed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Collection, Set
+from collections.abc import Callable, Collection, Set
 from datetime import datetime, timedelta
 
 import structlog
@@ -24,6 +25,10 @@ from hopline.settings import Settings
 
 PAUSED_DELAY_SECONDS = 1.0
 """What is buffered when an operator pauses its queue is back in the queue after so long, and waits there."""
+REASON_CHARACTERS = 300
+"""Of the reason of a pause, in the state that each heartbeat writes."""
+PROBE_WAIT_SECONDS = 5.0
+"""How long a probed queue waits for a message of the handler that found its dependency down."""
 DEFER_SPREAD = 0.2
 """What is deferred comes back within so much of the pause after its end, not all at once."""
 
@@ -39,6 +44,10 @@ class Pauses:
         self._breakers: dict[str, tuple[Endpoint, Breaker]] = {}
         self._since: dict[str, datetime] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._found_down_at: dict[str, float] = {}
+        """When each handler last found its dependency down, in seconds since 1970."""
+        self._probe_ends: dict[str, float] = {}
+        """By when a running probe has ended at the latest, by the monotonic clock."""
         self._by_operator: Set[str] = frozenset()
         """The queues that an operator has paused, as this worker knows."""
         self._waiting_to_store: dict[str, str] = {}
@@ -56,6 +65,8 @@ class Pauses:
     def is_open(self, endpoint: Endpoint) -> bool:
         """Whether the handler is not to be run now."""
         entry = self._breakers.get(endpoint.name)
+        if entry is not None and entry[1].state == "probing":
+            self._probe_ends[endpoint.name] = time.monotonic() + endpoint.deadline_seconds + PROBE_WAIT_SECONDS
         return endpoint.queue in self._by_operator or (entry is not None and entry[1].state == "open")
 
     def deferral_seconds(self, endpoint: Endpoint) -> float:
@@ -85,6 +96,7 @@ class Pauses:
         """A handler that ran for so long found its dependency down."""
         _, breaker = self._breakers.setdefault(endpoint.name, (endpoint, self._breaker()))
         now = time.monotonic()
+        self._found_down_at[endpoint.name] = time.time()
         if breaker.found_down(reason, now - ran_seconds, now, random.random()):
             seconds = breaker.remaining_seconds(now)
             self._since.setdefault(endpoint.name, utcnow())
@@ -96,16 +108,30 @@ class Pauses:
                 seconds=round(seconds, 1),
                 in_a_row=breaker.openings,
             )
-            self._timers[endpoint.name] = asyncio.get_running_loop().call_later(seconds, self._probe, endpoint)
+            self._call_later(endpoint, seconds, self._probe)
             self._tell(endpoint.queue)
 
     def found_up(self, endpoint: Endpoint, ran_seconds: float) -> None:
         """A handler that ran for so long got an answer from what it needs."""
         entry = self._breakers.get(endpoint.name)
         if entry is not None and entry[1].found_up(time.monotonic() - ran_seconds):
-            log.warning("queue resumed", queue=endpoint.queue, endpoint=endpoint.name)
-            del self._breakers[endpoint.name], self._since[endpoint.name]
-            self._tell(endpoint.queue)
+            self._resumed(endpoint, "a message was handled")
+
+    @property
+    def found_down_at(self) -> dict[str, float]:
+        """The handlers whose queue is paused, each with when it last found its dependency down (since 1970)."""
+        return {
+            name: self._found_down_at[name]
+            for name, (_, breaker) in self._breakers.items()
+            if breaker.state != "closed"
+        }
+
+    def found_up_elsewhere(self, endpoints: Collection[str]) -> None:
+        """Other workers have handled messages with these handlers since they were found down here."""
+        for name in endpoints:
+            entry = self._breakers.get(name)
+            if entry is not None and entry[1].found_up_elsewhere():
+                self._resumed(entry[0], "another worker handled a message")
 
     def storing_fails(self, who: str, trouble: str) -> None:
         """Nothing can be stored: no queue is consumed until `storing_works` for the same caller."""
@@ -132,7 +158,7 @@ class Pauses:
         return {
             endpoint.queue: {
                 "endpoint": endpoint.name,
-                "reason": breaker.reason,
+                "reason": breaker.reason[:REASON_CHARACTERS],
                 "since": self._since[endpoint.name].isoformat(),
                 "until": (now + timedelta(seconds=breaker.remaining_seconds(monotonic))).isoformat(),
                 "probing": breaker.state == "probing",
@@ -140,6 +166,19 @@ class Pauses:
             for endpoint, breaker in self._breakers.values()
             if breaker.state != "closed"
         }
+
+    def _resumed(self, endpoint: Endpoint, why: str) -> None:
+        log.warning("queue resumed", queue=endpoint.queue, endpoint=endpoint.name, why=why)
+        self._timers.pop(endpoint.name).cancel()
+        self._probe_ends.pop(endpoint.name, None)
+        del self._since[endpoint.name]
+        self._tell(endpoint.queue)
+
+    def _call_later(self, endpoint: Endpoint, seconds: float, function: Callable[[Endpoint], None]) -> None:
+        before = self._timers.get(endpoint.name)
+        if before is not None:
+            before.cancel()
+        self._timers[endpoint.name] = asyncio.get_running_loop().call_later(seconds, function, endpoint)
 
     def _breaker(self) -> Breaker:
         return Breaker(self._settings.pause_first_seconds, self._settings.pause_cap_seconds)
@@ -149,9 +188,17 @@ class Pauses:
         if breaker.waited(time.monotonic()):
             log.info("queue probed with one message", queue=endpoint.queue, endpoint=endpoint.name)
             self._tell(endpoint.queue)
+            self._call_later(endpoint, PROBE_WAIT_SECONDS, self._end_probing)
         else:  # the timer was a little early
-            loop = asyncio.get_running_loop()
-            self._timers[endpoint.name] = loop.call_later(0.01, self._probe, endpoint)
+            self._call_later(endpoint, 0.01, self._probe)
+
+    def _end_probing(self, endpoint: Endpoint) -> None:
+        """No message came that could be tried; a probe that runs is waited for, to its deadline."""
+        left = self._probe_ends.get(endpoint.name, 0.0) - time.monotonic()
+        if left > 0:
+            self._call_later(endpoint, left, self._end_probing)
+        elif self._breakers[endpoint.name][1].nothing_to_probe():
+            self._resumed(endpoint, "no message came that could be tried")
 
     def _tell_all(self) -> None:
         assert self._consumer is not None
