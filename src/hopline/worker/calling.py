@@ -1,7 +1,7 @@
 """Calling a handler: its arguments, its deadline, its tries at once, and what its answer means.
 
-Whatever a handler raises becomes an outcome here, except the database's own failures: those are not the
-message's fault and run the whole transaction again. A coroutine runs in the loop; a plain function (`def`, for
+Whatever a handler raises becomes an outcome here, except the database's own failures: blame.py judges whose fault
+those are. A coroutine runs in the loop; a plain function (`def`, for
 effects) runs in a thread, so that it may block without stopping the heartbeats of the connection.
 """
 
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from hopline.broker import Delivery
 from hopline.database import Transaction
-from hopline.errors import DatabaseError, UsageError
+from hopline.errors import DatabaseError, TransactionAborted, UsageError
 from hopline.handlers import Endpoint
 from hopline.message import Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
@@ -66,10 +66,22 @@ class Handled(msgspec.Struct, frozen=True, eq=False):
 class MemberFailed(Exception):
     """One member of a group did not end as Done: the group has to run again with savepoints."""
 
-    def __init__(self, *, alone: bool) -> None:
+    def __init__(self, *, alone: bool, error: Exception | None = None) -> None:
         super().__init__()
         self.alone = alone
         """Whether the connection may be unusable (a handler ran into its deadline): no savepoints then."""
+        self.error = error
+        """What the transaction failed with after its handlers had returned; None: a handler failed."""
+
+
+def ends_transaction(error: BaseException | None) -> bool:
+    """Whether nothing more can be stored in the transaction that a handler failed in so."""
+    return isinstance(error, TimeoutError | TransactionAborted)
+
+
+def passes_through(error: Exception) -> bool:
+    """Whether it is no outcome of the handler that raised it, but the database's failure."""
+    return isinstance(error, DatabaseError) and not isinstance(error, TransactionAborted)
 
 
 async def call_group(endpoint: Endpoint, tx: Transaction, members: list[Member]) -> list[tuple[Member, Handled]]:
@@ -80,8 +92,9 @@ async def call_group(endpoint: Endpoint, tx: Transaction, members: list[Member])
     for member in members:
         handled = await _attempt(partial(_try, endpoint, tx, member), endpoint, member, tries_at_once=False)
         if not isinstance(handled.outcome, Done):
-            raise MemberFailed(alone=isinstance(handled.error, TimeoutError))
+            raise MemberFailed(alone=ends_transaction(handled.error))
         done.append((member, handled))
+        await tx.stay_awake()
     return done
 
 
@@ -110,10 +123,10 @@ async def _call_list_together(
     try:
         async with _Deadline(endpoint):
             results = await _call_list(endpoint, tx, members)
-    except DatabaseError:
-        raise
     except Exception as error:
-        raise MemberFailed(alone=isinstance(error, TimeoutError)) from error
+        if passes_through(error):
+            raise
+        raise MemberFailed(alone=ends_transaction(error)) from error
     if not all(isinstance(handled.outcome, Done) for handled in results):
         raise MemberFailed(alone=False)  # what it wrote for that one has to be undone
     seconds = time.perf_counter() - started
@@ -132,14 +145,13 @@ async def _attempt(
                 tries += 1
                 try:
                     return (await try_once()).changed(seconds=time.perf_counter() - started)
-                except DatabaseError:
-                    raise
                 except Exception as error:
-                    if not tries_at_once or not again_at_once(error, tries, endpoint.retry):
+                    final = passes_through(error) or ends_transaction(error)
+                    if final or not tries_at_once or not again_at_once(error, tries, endpoint.retry):
                         raise
-    except DatabaseError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a handler raises is an attempt that failed
+    except Exception as error:
+        if passes_through(error):
+            raise
         outcome = decide(error, member.envelope.attempt, endpoint.retry, random.random())
         return Handled(outcome, error=error, seconds=time.perf_counter() - started)
 

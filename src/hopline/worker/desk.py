@@ -19,7 +19,7 @@ from hopline.broker import Consumer, Delivery
 from hopline.clock import utcnow
 from hopline.database import Database, Transaction
 from hopline.deadletters import DeadLetter, park
-from hopline.errors import DatabaseError, DatabaseUnavailable
+from hopline.errors import DatabaseError, DatabaseUnavailable, TransactionAborted
 from hopline.fingerprint import cause_of
 from hopline.handlers import Endpoint
 from hopline.history import Recorder
@@ -78,7 +78,8 @@ class Desk:
     async def persist(self, work: Callable[[], Awaitable[None]], what: str) -> None:
         """Runs a whole transaction until it commits. A failing database spends no attempt of any message.
 
-        While it cannot be reached at all, no queue is consumed.
+        While it cannot be used at all, no queue is consumed. A limit that ends a statement of the engine's own counts
+        as that; one that a handler exceeds never comes here (blame.py).
         """
         failures = 0
         try:
@@ -86,7 +87,7 @@ class Desk:
                 try:
                     return await work()
                 except DatabaseError as error:
-                    if isinstance(error, DatabaseUnavailable):
+                    if isinstance(error, DatabaseUnavailable | TransactionAborted):
                         self.pauses.database_down(what, str(error))
                     delay = min(DATABASE_BACKOFF_CAP_SECONDS, 0.02 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
                     log.warning("waiting for the database", lane=what, error=str(error), retry_in_seconds=delay)

@@ -2,7 +2,8 @@
 
 A transactional lane handles what has gathered as one group in one transaction: claims, handler, outcomes and
 what they send commit together, then the group is acknowledged. If a member raises, the group rolls back and
-runs again with a savepoint a member, so that the failing one fails alone. An effect lane runs its handler
+runs again with a savepoint a member, so that the failing one fails alone. If the transaction itself fails, blame.py
+says whether to run it again, or its members alone. An effect lane runs its handler
 concurrently without a transaction and settles the results in groups afterwards.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import random
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,8 +26,18 @@ from hopline.batching import Groups
 from hopline.broker import Delivery
 from hopline.handlers import Endpoint
 from hopline.outcome import Done
+from hopline.retry import decide
 from hopline.rows import Dialect
-from hopline.worker.calling import Handled, Member, MemberFailed, call_apart, call_effect, call_group
+from hopline.worker.blame import Blame
+from hopline.worker.calling import (
+    Handled,
+    Member,
+    MemberFailed,
+    call_apart,
+    call_effect,
+    call_group,
+    ends_transaction,
+)
 from hopline.worker.desk import Desk
 
 SAVEPOINT_MEMBERS = 50
@@ -114,10 +126,13 @@ class TransactionLane(Lane):
         self._desk.settle([member.delivery for member in members])
 
     async def _handle_group(self, unique: list[Member]) -> None:
+        blame = self._blame()
+
         async def together() -> None:
             owned = self._desk.owned(unique)
             if owned:
-                await self._together(owned)
+                with blame:
+                    await self._together(owned, blame)
 
         failed: MemberFailed | None = None
         try:
@@ -129,12 +144,16 @@ class TransactionLane(Lane):
             for start in range(0, len(unique), size):
                 await self._apart(unique[start : start + size])
 
-    async def _together(self, members: list[Member]) -> None:
+    def _blame(self) -> Blame:
+        return Blame(self._desk.database.idle_seconds)
+
+    async def _together(self, members: list[Member], blame: Blame) -> None:
         """The usual way: all in one transaction, without savepoints."""
         async with self._desk.database.transaction() as tx:
             claimed = await self._desk.claim(tx, self.endpoint.name, members)
             if not claimed:
                 return
+            blame.claimed()
             if self._desk.pauses.is_open(self.endpoint):
                 results = [(member, self._desk.deferred(self.endpoint)) for member in claimed]
             else:
@@ -144,38 +163,56 @@ class TransactionLane(Lane):
         self._desk.count(self.endpoint, results)
 
     async def _apart(self, members: list[Member]) -> None:
-        """One transaction, a savepoint a member; a member that runs into its deadline makes all of them go alone."""
-        timed_out: dict[str, Handled] = {}
+        """One transaction, a savepoint a member; a member that ends the transaction makes all of them go alone."""
+        ended: dict[str, Handled] = {}
+        blame = self._blame()
 
-        async def each() -> None:
-            owned = self._desk.owned(members)
-            if not owned:
-                return
-            results: list[tuple[Member, Handled]] = []
-            async with self._desk.database.transaction() as tx:
-                for member in await self._desk.claim(tx, self.endpoint.name, owned):
-                    if self._desk.pauses.is_open(self.endpoint):
-                        results.append((member, self._desk.deferred(self.endpoint)))
-                        continue
-                    known = timed_out.get(member.envelope.id)
-                    handled = known or self._desk.judged(self.endpoint, await call_apart(self.endpoint, tx, member))
-                    if isinstance(handled.error, TimeoutError) and known is None:
-                        timed_out[member.envelope.id] = handled
-                        raise MemberFailed(alone=True)
-                    results.append((member, handled))
-                await self._desk.conclude(tx, self.endpoint, results)
-            self._desk.count(self.endpoint, results)
+        async def judged() -> None:
+            with blame:
+                await self._each(members, ended, blame)
 
-        ran_late = False
+        failed: MemberFailed | None = None
+        started = time.perf_counter()
         try:
-            await self._desk.persist(each, self.endpoint.name)
-        except MemberFailed:
-            ran_late = True
-        if ran_late and len(members) == 1:
-            await self._desk.persist(each, self.endpoint.name)  # its failure is known now, and is stored
-        elif ran_late:
+            await self._desk.persist(judged, self.endpoint.name)
+        except MemberFailed as error:
+            failed = error
+        if failed is not None and len(members) == 1:
+            if failed.error is not None:
+                seconds = time.perf_counter() - started
+                ended[members[0].envelope.id] = self._failed(members[0], failed.error, seconds)
+            # Its failure is known now, and is stored.
+            await self._desk.persist(lambda: self._each(members, ended, blame), self.endpoint.name)
+        elif failed is not None:
             for member in members:
                 await self._apart([member])
+
+    async def _each(self, members: list[Member], ended: dict[str, Handled], blame: Blame) -> None:
+        """One try of `_apart`. What ends the transaction goes to `ended`, and the next try stores it."""
+        owned = self._desk.owned(members)
+        if not owned:
+            return
+        results: list[tuple[Member, Handled]] = []
+        async with self._desk.database.transaction() as tx:
+            claimed = await self._desk.claim(tx, self.endpoint.name, owned)
+            blame.claimed()
+            for member in claimed:
+                if self._desk.pauses.is_open(self.endpoint):
+                    results.append((member, self._desk.deferred(self.endpoint)))
+                    continue
+                known = ended.get(member.envelope.id)
+                handled = known or self._desk.judged(self.endpoint, await call_apart(self.endpoint, tx, member))
+                if ends_transaction(handled.error) and known is None:
+                    ended[member.envelope.id] = handled
+                    raise MemberFailed(alone=True)
+                results.append((member, handled))
+            await self._desk.conclude(tx, self.endpoint, results)
+        self._desk.count(self.endpoint, results)
+
+    def _failed(self, member: Member, error: Exception, seconds: float) -> Handled:
+        """The attempt of a member whose transaction failed after its handler had returned."""
+        outcome = decide(error, member.envelope.attempt, self.endpoint.retry, random.random())
+        return self._desk.judged(self.endpoint, Handled(outcome, error=error, seconds=seconds))
 
 
 @dataclass(slots=True, eq=False)
