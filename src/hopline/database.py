@@ -82,7 +82,8 @@ Write = sa.Insert | sa.Update | sa.Delete
 _CONTENTION_STATES = frozenset({"40001", "40P01", "55P03"})
 # 08xxx and 57P0x are a server going away, 28xxx and 3Dxxx one that does not let us in, 25006 one that must not be
 # written (a standby, or a primary that has become one).
-_LOST_STATES = ("08", "57P0", "28", "3D", "25006")
+_READ_ONLY_STATE = "25006"
+_LOST_STATES = ("08", "57P0", "28", "3D", _READ_ONLY_STATE)
 # Without disk, memory or connections. Not 53400: this is a limit that the statement itself has exceeded.
 _EXHAUSTED_STATES = ("53",)
 # query_canceled (statement_timeout), idle_in_transaction_session_timeout, transaction_timeout,
@@ -434,14 +435,22 @@ class Database:
         full. No lock is taken, so a busy writer is no trouble. It does not prove that a statement will succeed.
         """
         if self.dialect == "postgresql":
-            (row,) = await self.query(_READ_ONLY)
-            if row.standby or row.read_only == "on":
-                why = "it is a standby" if row.standby else "it is set to read-only"
-                raise DatabaseUnavailable(f"the database cannot be written: {why}")
+            trouble = await self._postgres_trouble()
         else:
             await self.query(sa.select(1))
-            if trouble := await asyncio.to_thread(_sqlite_trouble, self.url.database or ""):
-                raise DatabaseUnavailable(f"the database cannot be written: {trouble}")
+            trouble = await asyncio.to_thread(_sqlite_trouble, self.url.database or "")
+        if trouble:
+            raise DatabaseUnavailable(f"the database cannot be written: {trouble}")
+
+    async def _postgres_trouble(self) -> str:
+        """Why the server cannot be written, as it says itself; empty if it can."""
+        async with self._connected(self._single) as connection:
+            with translated():
+                row = (await connection.execute(_READ_ONLY)).one()
+                if not row.standby and row.read_only == "off":
+                    return ""
+                await connection.invalidate()  # a new one may lead to the server that has taken over
+                return "it is a standby" if row.standby else "it is set to read-only"
 
     async def create(self, *programs: sa.MetaData) -> migrations.Migration:
         """Brings the engine's tables to today's version, and makes those of the programs' that are missing.
@@ -526,7 +535,10 @@ class _ending:  # noqa: N801 - as above
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception):
             cause = translate(error)
-            if isinstance(cause, DatabaseUnavailable) or isinstance(error, TimeoutError):
+            refused = (
+                getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY_STATE
+            )  # before it did anything
+            if (isinstance(cause, DatabaseUnavailable) and not refused) or isinstance(error, TimeoutError):
                 raise CommitUnknown(f"the connection to the database died during COMMIT: {cause}") from error
             if cause is not error:
                 raise cause from error
@@ -700,6 +712,8 @@ def _on_postgres_error(context: sa.engine.ExceptionContext) -> None:
         if getattr(error, "detail", None):  # "Key (email)=(…) already exists", "Failing row contains (…)"
             error.detail = None  # type: ignore[attr-defined]
         error = error.__cause__
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY_STATE:
+        context.is_disconnect = True  # pooled connections to a former primary stay read-only; new ones find the new one
     failed = getattr(context.original_exception, "sqlstate", None) and not context.is_disconnect
     if failed and context.connection is not None and not context.connection.invalidated:
         context.connection.info[_FAILED] = str(context.original_exception)
