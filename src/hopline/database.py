@@ -535,9 +535,8 @@ class _ending:  # noqa: N801 - as above
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception):
             cause = translate(error)
-            refused = (
-                getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY_STATE
-            )  # before it did anything
+            # A statement that a server refuses to write has done nothing.
+            refused = getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY_STATE
             if (isinstance(cause, DatabaseUnavailable) and not refused) or isinstance(error, TimeoutError):
                 raise CommitUnknown(f"the connection to the database died during COMMIT: {cause}") from error
             if cause is not error:

@@ -193,7 +193,7 @@ async def test_every_delay_that_is_accepted_is_stored(database_url: str, delay: 
 
         (row,) = await rows(database, schema.outbox)
     assert abs(row.next_at - utcnow() - timedelta(seconds=delay)) < timedelta(seconds=20)
-    assert row.due_at == row.next_at
+    assert row.due_at <= row.next_at
 
 
 async def test_no_message_is_delayed_beyond_what_the_inbox_remembers(sqlite_database_url: str) -> None:

@@ -20,7 +20,7 @@ from hopline import database as module
 from hopline import schema
 from hopline.broker import Delivery
 from hopline.database import Database, Transaction
-from hopline.errors import DatabaseError
+from hopline.errors import CommitUnknown, DatabaseContention, DatabaseError, DatabaseUnavailable
 from hopline.handlers import Handlers
 from hopline.message import message
 from hopline.outbox import Outbox
@@ -265,6 +265,26 @@ async def test_a_connection_that_dies_by_chance_spends_no_attempt(postgres_datab
 
         assert len(await rows(database, schema.inbox)) == 1
         assert await rows(database, schema.attempts) == []
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable("no"), DatabaseContention("no"), CommitUnknown("no")])
+async def test_an_effect_whose_own_database_fails_does_not_end_the_worker(
+    sqlite_database_url: str, error: DatabaseError
+) -> None:
+    handlers = Handlers()
+
+    @handlers.on("things", retry=RetryPolicy(first_seconds=60, immediate=0))
+    async def handle(_born: Born) -> None:
+        raise error
+
+    async with working(sqlite_database_url, handlers) as (database, worker, _):
+        await handle_all(worker, [delivery_for("things", envelope_for(Born("a")))])
+
+        (again,) = await rows(database, schema.outbox)
+        paused = worker.state()["paused"]
+    is_down = isinstance(error, DatabaseUnavailable)
+    assert again.attempt == (0 if is_down else 1)
+    assert bool(paused) is is_down
 
 
 async def test_a_slow_handler_may_take_its_deadline(
