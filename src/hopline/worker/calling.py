@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from hopline.broker import Delivery
 from hopline.database import Transaction
-from hopline.errors import DatabaseError, TransactionAborted, UsageError
+from hopline.errors import DatabaseError, DatabaseUnavailable, TransactionAborted, UsageError
 from hopline.handlers import Endpoint
 from hopline.message import Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
@@ -112,8 +112,13 @@ async def call_apart(endpoint: Endpoint, tx: Transaction, member: Member) -> Han
 
 
 async def call_effect(endpoint: Endpoint, member: Member) -> Handled:
-    """Calls a handler without a transaction for one member."""
-    return await _attempt(partial(_try, endpoint, None, member), endpoint, member)
+    """Calls a handler without a transaction for one member. A database that fails in it is one that it uses itself."""
+    try:
+        return await _attempt(partial(_try, endpoint, None, member), endpoint, member)
+    except DatabaseUnavailable as error:
+        return Handled(Defer(0.0, str(error), pause=True), error=error)
+    except DatabaseError as error:
+        return Handled(decide(error, member.envelope.attempt, endpoint.retry, random.random()), error=error)
 
 
 async def _call_list_together(
