@@ -2,7 +2,7 @@
 
 The layers, lowest first; a module imports lower layers only:
 
-    0  errors clock settings failpoints metrics
+    0  errors clock settings failpoints metrics database_url
     1  message outcome fingerprint
     2  failure codec retry topology breaker
     3  broker handlers rows schema migrations outgoing database
@@ -36,6 +36,7 @@ from hopline.errors import (
     OutboxFull,
     OutsideError,
     TopologyMismatch,
+    TransactionAborted,
     Undecodable,
     UnknownType,
     UsageError,
@@ -95,6 +96,7 @@ __all__ = [
     "Step",
     "TopologyMismatch",
     "Transaction",
+    "TransactionAborted",
     "Undecodable",
     "UnknownType",
     "UsageError",

@@ -92,9 +92,15 @@ class Hopline:
         return topology.build((endpoint.queue, endpoint.type.name) for endpoint in self.handlers)
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[Database]:
-        """A Database by the settings, closed at the end of the block."""
-        database = Database(self.settings.database_url, message_limit_bytes=self.settings.message_limit_bytes)
+    async def database(self, *, handling: bool = False) -> AsyncIterator[Database]:
+        """A Database by the settings, closed at the end of the block; `handling`: handlers run in its transactions."""
+        deadlines = [endpoint.deadline_seconds for endpoint in self.handlers if endpoint.transactional and handling]
+        database = Database(
+            self.settings.database_url,
+            message_limit_bytes=self.settings.message_limit_bytes,
+            handler_seconds=max(deadlines, default=0.0),
+            retention_seconds=self.settings.inbox_retention_days * 86_400,
+        )
         try:
             yield database
         finally:
@@ -154,7 +160,7 @@ class Hopline:
         instance = f"{role}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         outbox = Outbox(limit=self.settings.outbox_limit, lease_seconds=self.settings.lease_seconds)
         async with AsyncExitStack() as stack:
-            database = await stack.enter_async_context(self.database())
+            database = await stack.enter_async_context(self.database(handling=role == "worker"))
             await database.check(*self.tables)
             database.riders.append(outbox)
             on_missing = partial(found_missing, database, found_by=instance)
@@ -386,7 +392,11 @@ class Producer:
                 if len(items) == 1 or isinstance(error, no_better_alone):
                     raise
                 log.warning("a group was rolled back; its members run alone", members=len(items), error=repr(error))
-                return [await _alone(together, item) for item in items]
+                results: list[Result | BaseException] = []
+                for item in items:
+                    down = results and isinstance(results[-1], DatabaseUnavailable)  # each would wait for as long
+                    results.append(results[-1] if down else await _alone(together, item))
+                return results
 
         groups: Groups[Item, Result] = Groups(run, max_members=members, name=f"group {function.__qualname__}")
         self._groups.append(groups)

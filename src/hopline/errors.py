@@ -14,6 +14,7 @@
         └── DatabaseError
             ├── DatabaseUnavailable    no connection to the database; nothing was committed
             ├── DatabaseContention     deadlock, lock timeout, serialisation failure; rolled back
+            ├── TransactionAborted     a limit, or a statement that failed before, ended it; rolled back
             └── CommitUnknown          the connection died during COMMIT: it may or may not have happened
 
 An error's text says what happened and what to do next; its fields carry what a program needs.
@@ -112,11 +113,23 @@ class DatabaseError(OutsideError):
 
 
 class DatabaseUnavailable(DatabaseError):
-    """The connection to the database failed before COMMIT: nothing was stored."""
+    """The database cannot be reached, entered or written: nothing was stored."""
+
+    def __init__(self, detail: str, *, exhausted: bool = False) -> None:
+        super().__init__(detail)
+        self.exhausted = exhausted
+        """Whether it lacks disk, memory or connections: this tells nothing about who used them up."""
 
 
 class DatabaseContention(DatabaseError):
     """Deadlock, lock timeout or serialisation failure: rolled back, the same work may succeed now."""
+
+
+class TransactionAborted(DatabaseError):
+    """A limit of time, or a statement in it that failed before, ended the transaction: rolled back.
+
+    The work itself is the cause if the database works otherwise, so a handler that raises it has failed an attempt.
+    """
 
 
 class CommitUnknown(DatabaseError):

@@ -2,7 +2,7 @@
 
 In threads, so that it answers when the event loop does not, and says so: the process's state is read on the loop,
 within a deadline. /healthz is 200 while the process lives. /readyz is 200 when every link to RabbitMQ is ready and
-the database answers, else 503 with each reason; a paused queue is told, and is no reason: the worker is all right.
+the database can be written, else 503 with each reason; a paused queue is reported, but does not make it unready.
 It refuses what is no GET of these three, has no TLS and no login: bind it to an address that only operators reach.
 """
 
@@ -19,7 +19,6 @@ from socketserver import TCPServer
 from typing import Any, Final
 
 import msgspec
-import sqlalchemy as sa
 import structlog
 
 from hopline import metrics
@@ -113,8 +112,8 @@ def _links(state: metrics.State) -> dict[str, metrics.State]:
 
 async def _database_trouble(database: Database) -> str:
     try:
-        async with asyncio.timeout(DATABASE_SECONDS), database.reading() as connection:
-            await connection.execute(sa.select(1))
+        async with asyncio.timeout(DATABASE_SECONDS):
+            await database.check_writable()
     except TimeoutError:
         return f"no answer within {DATABASE_SECONDS:g} s"
     except DatabaseError as error:

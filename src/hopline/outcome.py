@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 from hopline.errors import UsageError
 
-MAX_DELAY_SECONDS = 366 * 86_400.0
-"""Longest delay that Hopline stores: a year. Databases have no text, or no room, for much later times."""
+LONGEST_DELAY_SECONDS = 366 * 86_400.0
+"""Longest delay that is stored. What is due later than in a year is a date in the program's own tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,18 @@ Outcome: TypeAlias = Done | Retry | Defer | Dead
 
 
 def checked_delay(what: str, seconds: object) -> float:
-    """Returns a delay in seconds; UsageError unless it is a number from 0 to MAX_DELAY_SECONDS."""
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= MAX_DELAY_SECONDS:
-        return float(seconds)
-    raise UsageError(f"{what} is a number of seconds from 0 to {MAX_DELAY_SECONDS:.0f} (a year), not {_shown(seconds)}")
+    """Returns a delay in seconds that every database can add to its clock.
+
+    UsageError unless it is a number from 0 to LONGEST_DELAY_SECONDS.
+    """
+    if (
+        isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= LONGEST_DELAY_SECONDS
+    ):  # false for nan
+        return float(seconds) + 0.0  # -0.0 is 0.0
+    raise UsageError(
+        f"{what} is a number of seconds from 0 to {LONGEST_DELAY_SECONDS:.0f} (a year), not {_shown(seconds)}; "
+        "keep what is due later than that in a table of your own"
+    )
 
 
 def _check_text(what: str, value: object) -> None:

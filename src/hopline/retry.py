@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hopline.errors import DependencyDown, MessageError, OutboxFull, UsageError, text_of
-from hopline.outcome import MAX_DELAY_SECONDS, Dead, Defer, Outcome, Retry, checked_delay
+from hopline.outcome import LONGEST_DELAY_SECONDS, Dead, Defer, Outcome, Retry, checked_delay
 
 ATTEMPTS_MAX = 10_000
 """Most attempts of a policy; with the shortest delays they are spent within a day."""
@@ -59,7 +59,7 @@ class RetryPolicy:
         """The wait after attempt number `attempt` (0 is the first) failed; `random` is in [0, 1)."""
         exponent = min(attempt, 62)  # 2**62 is far above any cap and still exact
         delay = min(self.cap_seconds, self.first_seconds * 2.0**exponent)
-        return min(MAX_DELAY_SECONDS, delay * (1 + self.jitter * (2 * random - 1)))
+        return min(LONGEST_DELAY_SECONDS, delay * (1 + self.jitter * (2 * random - 1)))
 
     def longest_seconds(self) -> float:
         """The longest that all retries of one run can take; checked against the inbox retention."""

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hopline.database import Transaction, now
 from hopline.errors import UsageError
 from hopline.rows import Dialect, Rows
-from hopline.schema import Id, attempts, check_id, endpoints, messages, outbox, storable
+from hopline.schema import Id, attempts, check_id, endpoints, messages, outbox, readable, storable
 
 PAGE_SENDS = 1_000
 """The most that one call returns, and the most ids that one filter names."""
@@ -74,6 +74,7 @@ async def find(
     connection: AsyncConnection, which: ScheduledFilter, *, limit: int, after: Place | None = None
 ) -> list[ScheduledSend]:
     """A page of at most `limit` sends (and never more than PAGE_SENDS), the soonest first."""
+    due_at = readable(outbox.c.due_at)  # as `after` has it, or a page of a far future would come again and again
     query = (
         sa.select(
             *(outbox.c[name] for name in ("id", "message_id", "destination", "run", "attempt", "due_at")),
@@ -83,12 +84,12 @@ async def find(
         )
         .select_from(_JOINED)
         .where(*_conditions(which))
-        .order_by(outbox.c.due_at, outbox.c.id)
+        .order_by(due_at, outbox.c.id)
         .limit(min(limit, PAGE_SENDS))
     )
     if after is not None:
         last = sa.tuple_(sa.literal(after[0], outbox.c.due_at.type), sa.literal(after[1], outbox.c.id.type))
-        query = query.where(sa.tuple_(outbox.c.due_at, outbox.c.id) > last)
+        query = query.where(sa.tuple_(due_at, outbox.c.id) > last)
     return [ScheduledSend(**row) for row in (await connection.execute(query)).mappings()]
 
 

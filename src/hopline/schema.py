@@ -16,6 +16,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import functions
 
 from hopline.errors import UsageError
 
@@ -43,6 +45,10 @@ Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
 SQLITE_TIME = "%Y-%m-%d %H:%M:%f"
 """SQLite's strftime format of a stored time: UTC to the millisecond."""
+
+
+LAST_TIME = "9999-12-31 00:00:00+00"
+"""Every later time is read as this one."""
 
 
 class UtcTime(sa.types.TypeDecorator[datetime]):
@@ -75,6 +81,36 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
             return datetime.fromisoformat(value).replace(tzinfo=UTC)
         aware: datetime = value
         return aware.astimezone(UTC)
+
+
+class readable(functions.GenericFunction[Any]):  # noqa: N801 - an SQL function, spelled like one
+    """A time as Python can hold it: Postgres knows years beyond 9999, and infinity."""
+
+    type = UtcTime()
+    name = "hopline_readable"
+    inherit_cache = True
+
+
+@compiles(readable)
+def _readable(element: readable, compiler: Any, **options: Any) -> str:
+    text: str = compiler.process(element.clauses, **options)
+    return text
+
+
+@compiles(readable, "postgresql")
+def _readable_postgresql(element: readable, compiler: Any, **options: Any) -> str:
+    text = compiler.process(element.clauses, **options)
+    return f"CASE WHEN {text} > '{LAST_TIME}' THEN '{LAST_TIME}' ELSE {text} END"  # LEAST would ignore a NULL
+
+
+class DueTime(UtcTime):
+    """A UtcTime that is the database's clock and a delay, so that rows of a far future may exist. Read as LAST_TIME."""
+
+    cache_ok = True
+
+    def column_expression(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """What a query reads in place of the column."""
+        return readable(column)
 
 
 ERROR_CHARACTERS = 2_000
@@ -128,8 +164,8 @@ outbox = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("sends", sa.Integer, nullable=False, doc="sends that RabbitMQ returned or refused"),
     sa.Column("suspect", sa.Boolean, nullable=False, server_default=sa.false(), doc="may kill its worker: runs alone"),
-    sa.Column("due_at", UtcTime, nullable=False, doc="when it was to be sent; later than now: scheduled"),
-    sa.Column("next_at", UtcTime, doc="due time and lease in one; NULL: sent or cancelled"),
+    sa.Column("due_at", DueTime, nullable=False, doc="when it was to be sent; later than now: scheduled"),
+    sa.Column("next_at", DueTime, doc="due time and lease in one; NULL: sent or cancelled"),
     sa.Column("sent_at", UtcTime, doc="when the confirm came; NULL with next_at NULL: cancelled"),
 )
 sa.Index(

@@ -284,7 +284,7 @@ async def readyz(request: Http) -> Response[bytes]:
         async with asyncio.timeout(READY_SECONDS):
             await store.ping(producer.database)
     except (DatabaseError, TimeoutError) as error:
-        why = f"the database cannot be reached: {type(error).__name__}"
+        why = f"the database cannot be used: {type(error).__name__}"
     outbox = producer.outbox
     if not why and outbox.unsent >= outbox.limit:
         why = f"the outbox is full: {outbox.unsent} messages wait for the broker"

@@ -167,9 +167,8 @@ async def _find(database: Database, table: sa.Table, identifier: str) -> sa.Row[
 
 
 async def ping(database: Database) -> None:
-    """DatabaseError if no query can be run."""
-    async with database.reading() as connection:
-        await connection.execute(sa.select(1))
+    """DatabaseError if no query can be run, or the database can only be read (Database.check_writable)."""
+    await database.check_writable()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,14 +37,14 @@ from hopline.properties import describe, envelope_of
 from hopline.retry import RetryPolicy
 from hopline.settings import Settings
 from hopline.worker import Worker
-from hopline.worker.calling import DATABASE_FAILURES_ALONE, DATABASE_FAILURES_IN_A_GROUP
+from hopline.worker.blame import IN_A_ROW
 from tests.support.engine import ScriptedConsumer, delivery_for, envelope_for, rows
 from tests.support.waiting import wait_until
 
 ATTEMPTS = 3
 POLICY = RetryPolicy(attempts=ATTEMPTS, first_seconds=0, jitter=0, immediate=0)
 SETTINGS = Settings(probe_seconds=0.05, heartbeat_seconds=60)
-RUNS = ATTEMPTS * (DATABASE_FAILURES_IN_A_GROUP + DATABASE_FAILURES_ALONE)
+RUNS = ATTEMPTS * 2 * IN_A_ROW
 """Most runs of a handler in a transaction, all of which but the last one of an attempt are undone."""
 ROUNDS = 30
 """More than enough rounds of delivery for every retry."""

@@ -181,7 +181,7 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
     await database.close()
 
 
-@pytest.mark.parametrize("url", ["mysql://x", "sqlite:///x.db", "postgresql://x", "no url"])
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite:///x.db", "postgresql+psycopg://x", "no url"])
 def test_another_database_is_refused_with_the_urls_that_work(url: str) -> None:
     with pytest.raises(UsageError, match=r"sqlite\+aiosqlite:///FILE or postgresql\+asyncpg"):
         Database(url)

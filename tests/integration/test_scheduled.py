@@ -6,18 +6,23 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 import sqlalchemy as sa
 
 from hopline import attempts, auditlog, outbox, repair, scheduled, schema
 from hopline.attempts import Attempt
 from hopline.clock import new_id, utcnow
 from hopline.database import Database
+from hopline.errors import UsageError
 from hopline.message import Envelope
+from hopline.outcome import LONGEST_DELAY_SECONDS
 from hopline.scheduled import ScheduledFilter, ScheduledSend
+from hopline.timeline import timeline
 from tests.support.engine import envelope_for, rows
 from tests.support.letters import Lost, Packed, opened
 
 LATER = 3_600.0
+FAR = ["11533-05-06 07:08:09+00", "infinity", "9999-12-31 23:59:59.999999+00"]
 EVERY = ScheduledFilter()
 
 
@@ -142,3 +147,61 @@ async def test_two_who_cancel_at_once_cancel_once(database_url: str) -> None:
 
         assert sorted([*first, *second]) == [send.id]
         assert len(await rows(one, schema.audit_log)) == 1
+
+
+@pytest.mark.parametrize("due", FAR)
+async def test_what_is_due_in_a_far_future_can_be_seen_and_cancelled(postgres_database_url: str, due: str) -> None:
+    """Rows that were stored before delays had a bound; Python ends with the year 9999."""
+    far = envelope_for(Packed("p-1"))
+    async with opened(postgres_database_url) as database:
+        await send_later(database, far)
+        await send_later(database, envelope_for(Packed("p-2")))
+        async with database.transaction() as tx:
+            await tx.execute(
+                sa.text(f"UPDATE hopline_outbox SET due_at = '{due}', next_at = '{due}' WHERE message_id = '{far.id}'")
+            )
+
+        soon, late = await listed(database)
+        async with database.reading() as connection:
+            following = [await scheduled.find(connection, EVERY, limit=9, after=one.place) for one in (soon, late)]
+        steps = await timeline(database, "p-1")
+        cancelled = await repair.cancel(database, [late.id], who="ann", reason="")
+
+        assert [row.next_at for row in await rows(database, schema.outbox) if row.id == late.id] == [None]
+    assert late.due_at.year == 9999
+    assert [[one.id for one in page] for page in following] == [[late.id], []]
+    assert [step.what for step in steps] == ["message", "outbox"]
+    assert cancelled == {late.id}
+
+
+@pytest.mark.parametrize("delay", [3e11, 1e18, float("inf"), float("nan"), -5, "60", None])
+async def test_a_delay_that_cannot_be_stored_is_refused_at_the_call(database_url: str, delay: float) -> None:
+    async with opened(database_url) as database:
+        async with database.transaction() as tx:
+            with pytest.raises(UsageError, match="delay_seconds"):
+                tx.send(Packed("p-1"), delay_seconds=delay)
+            with pytest.raises(UsageError, match="delay_seconds"):
+                tx.schedule(envelope_for(Packed("p-2")), queue="parcels", delay_seconds=delay)
+
+        assert await rows(database, schema.outbox) == []
+
+
+@pytest.mark.parametrize("delay", [LONGEST_DELAY_SECONDS, 1e-7, 5e-324])
+async def test_every_delay_that_is_accepted_is_stored(database_url: str, delay: float) -> None:
+    async with opened(database_url) as database:
+        async with database.transaction() as tx:
+            tx.send(Packed("p-1"), delay_seconds=delay)
+
+        (row,) = await rows(database, schema.outbox)
+    assert abs(row.next_at - utcnow() - timedelta(seconds=delay)) < timedelta(seconds=20)
+    assert row.due_at <= row.next_at
+
+
+async def test_no_message_is_delayed_beyond_what_the_inbox_remembers(sqlite_database_url: str) -> None:
+    database = Database(sqlite_database_url, retention_seconds=14 * 86_400)
+    await database.create()
+    async with database.transaction() as tx:
+        tx.send(Packed("p-1"), delay_seconds=12 * 86_400)
+        with pytest.raises(UsageError, match="HOPLINE_INBOX_RETENTION_DAYS to 15"):
+            tx.send(Packed("p-2"), delay_seconds=13 * 86_400)
+    await database.close()

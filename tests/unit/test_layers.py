@@ -17,7 +17,7 @@ import pytest
 
 HOPLINE = """
     errors clock
-    settings failpoints metrics
+    settings failpoints metrics database_url
     message outcome fingerprint
     failure
     codec retry topology breaker

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopline.errors import UsageError
-from hopline.outcome import MAX_DELAY_SECONDS, Dead, Defer, Done, Retry, checked_delay
+from hopline.outcome import LONGEST_DELAY_SECONDS, Dead, Defer, Done, Retry, checked_delay
 
 anything: st.SearchStrategy[Any] = st.one_of(
     st.none(),
@@ -29,7 +29,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
 
 @given(anything)
 def test_a_delay_is_a_finite_number_within_a_year_or_an_error_that_says_so(value: Any) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_DELAY_SECONDS
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LONGEST_DELAY_SECONDS
 
     if good:
         assert math.isfinite(checked_delay("Retry(delay_seconds)", value))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopline.errors import DependencyDown, MessageError, OutboxFull, Undecodable, UsageError
-from hopline.outcome import MAX_DELAY_SECONDS, Dead, Defer, Done, Retry
+from hopline.outcome import LONGEST_DELAY_SECONDS, Dead, Defer, Done, Retry
 from hopline.retry import RetryPolicy, again_at_once, bounded, decide
 
 policies = st.builds(
@@ -174,6 +174,6 @@ def test_a_message_error_of_the_programs_own_without_a_reason_gets_one(reason: A
 
 
 def test_the_longest_delay_can_be_stored_whatever_its_jitter() -> None:
-    policy = RetryPolicy(first_seconds=MAX_DELAY_SECONDS, cap_seconds=MAX_DELAY_SECONDS, jitter=1.0)
+    policy = RetryPolicy(first_seconds=LONGEST_DELAY_SECONDS, cap_seconds=LONGEST_DELAY_SECONDS, jitter=1.0)
 
-    assert decide(OSError("x"), 0, policy, 0.999) == Retry(MAX_DELAY_SECONDS, "x")
+    assert decide(OSError("x"), 0, policy, 0.999) == Retry(LONGEST_DELAY_SECONDS, "x")

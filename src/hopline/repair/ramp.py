@@ -8,6 +8,7 @@ not sent then stays parked. `decide` is pure; the rest looks and acts.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.database import Database
 from hopline.errors import UsageError
+from hopline.outcome import checked_delay
 from hopline.repair.actions import ACT_LETTERS, Judged, Selection, pages, replay
 from hopline.repair.verdicts import Code
 from hopline.rows import Dialect, Rows
@@ -51,10 +53,11 @@ class Plan:
     """How long each message waits before it is sent, and can be taken back (`undo`)."""
 
     def __post_init__(self) -> None:
-        if not self.rate > 0 or not self.deadline_seconds > 0:
-            raise UsageError("the rate and the deadline must be above 0")
-        if self.delay_seconds < 0 or (self.canary and self.delay_seconds):
-            raise UsageError("a delay is 0 or more, and 0 with a canary, which waits for results")
+        if not 0 < self.rate < math.inf or not 0 < self.deadline_seconds < math.inf:
+            raise UsageError("the rate and the deadline must be above 0, and finite")
+        checked_delay("delay_seconds", self.delay_seconds)
+        if self.canary and self.delay_seconds:
+            raise UsageError("a canary has no delay, because it waits for results")
 
     @property
     def batch(self) -> int:

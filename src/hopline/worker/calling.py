@@ -2,9 +2,8 @@
 
 Total: whatever a handler raises or returns becomes an outcome of its message here. That includes exits, cancellations
 that the worker did not ask for, answers of wrong types and messages that cannot be sent. Two things pass through: a
-cancellation by the worker itself, and the database's own failures, which are not the message's fault and have the
-whole transaction run again. A database failure that comes back each time that the handler runs, although the
-statements of the worker itself work, is the handler's: after a few times it is a failed attempt too.
+cancellation by the worker itself, and the database's own failures within a transaction: blame.py judges whose fault
+these are. A handler without a transaction that meets a failing database has met one that it uses itself.
 
 A coroutine runs in the loop; a plain function (`def`, for effects) runs in a thread, so that it may block without
 stopping the heartbeats of the connection.
@@ -15,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -25,21 +23,14 @@ import msgspec
 from msgspec.structs import replace
 
 from hopline.broker import Delivery
-from hopline.database import Transaction, database_failure
-from hopline.errors import UsageError
+from hopline.database import Transaction
+from hopline.errors import DatabaseError, DatabaseUnavailable, TransactionAborted, UsageError, text_of
 from hopline.failure import Failure, failure_of
 from hopline.handlers import Endpoint
 from hopline.message import Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.outgoing import envelope_of_message
 from hopline.retry import again_at_once, decide
-
-DATABASE_FAILURES_IN_A_GROUP = 3
-"""Database failures in a row during a handler of a group, until its members run apart to find whose they are."""
-DATABASE_FAILURES_ALONE = 6
-"""Database failures in a row during the handler of one message, until they count as a failed attempt of it."""
-COUNTED_ATTEMPTS = 10_000
-"""Attempts that database failures are counted for at once; deliveries that went to another worker leave theirs."""
 
 AttemptId = tuple[str, int, int]
 """Message id, run and attempt: what one execution of a handler belongs to."""
@@ -93,10 +84,12 @@ class Handled(msgspec.Struct, frozen=True, eq=False):
 class MemberFailed(Exception):
     """One member of a group did not end as Done: the group has to run again with savepoints."""
 
-    def __init__(self, *, alone: bool) -> None:
+    def __init__(self, *, alone: bool, error: Exception | None = None) -> None:
         super().__init__()
         self.alone = alone
-        """Whether the transaction may be unusable (a deadline passed, a connection died): no savepoints then."""
+        """Whether the transaction may be unusable (a deadline passed, a limit was exceeded): no savepoints then."""
+        self.error = error
+        """What the transaction failed with after its handlers had returned; None: a handler failed."""
 
 
 class HandlerCall:
@@ -109,8 +102,6 @@ class HandlerCall:
         self._endpoint = endpoint
         self._abandoned = abandoned
         self._limit_bytes = limit_bytes
-        self._database_failures: Counter[AttemptId] = Counter()
-        """Database failures in a row during the handler, of attempts that are not ended."""
 
     async def group(self, tx: Transaction, members: Sequence[Member]) -> list[tuple[Member, Handled]]:
         """Calls the handler for all members; MemberFailed as soon as one does not end as Done."""
@@ -118,12 +109,11 @@ class HandlerCall:
             return await self._list_together(tx, members)
         done: list[tuple[Member, Handled]] = []
         for member in members:
-            handled = await self._attempt(
-                partial(self._once, tx, member), [member], DATABASE_FAILURES_IN_A_GROUP, tries_at_once=False
-            )
+            handled = await self._attempt(partial(self._once, tx, member), member, tx, tries_at_once=False)
             if not isinstance(handled.outcome, Done):
                 raise MemberFailed(alone=handled.transaction_lost)
             done.append((member, handled))
+            await tx.stay_awake()
         return done
 
     async def apart(self, tx: Transaction, member: Member) -> Handled:
@@ -136,17 +126,19 @@ class HandlerCall:
                     await savepoint.undo()
             return handled
 
-        return await self._attempt(try_once, [member], DATABASE_FAILURES_ALONE)
+        return await self._attempt(try_once, member, tx)
 
     async def effect(self, member: Member) -> Handled:
-        """Calls a handler without a transaction for one member. A database failure is one of what it uses itself."""
-        return await self._attempt(partial(self._once, None, member), [member], 0)
+        """Calls a handler without a transaction for one member. A database that fails in it is one of its own."""
+        return await self._attempt(partial(self._once, None, member), member, None)
 
     def failed(self, member: Member, error: BaseException, seconds: float = 0.0) -> Handled:
         """What an exception makes of an attempt."""
         outcome = decide(error, member.envelope.attempt, self._endpoint.retry, random.random())
         failure = failure_of(error)
-        lost = failure.timed_out or database_failure(error) is not None
+        if isinstance(error, DatabaseUnavailable) and not self._endpoint.transactional:
+            outcome = Defer(0.0, text_of(error), pause=True)
+        lost = isinstance(error, TimeoutError | DatabaseError)
         return Handled(outcome, failure=failure, seconds=seconds, transaction_lost=lost)
 
     async def _list_together(self, tx: Transaction, members: Sequence[Member]) -> list[tuple[Member, Handled]]:
@@ -157,7 +149,7 @@ class HandlerCall:
             results[:] = await self._list(tx, members)
             return Handled(Done())
 
-        together = await self._attempt(try_once, members, DATABASE_FAILURES_IN_A_GROUP, tries_at_once=False)
+        together = await self._attempt(try_once, members[0], tx, tries_at_once=False)
         if not isinstance(together.outcome, Done):
             raise MemberFailed(alone=together.transaction_lost)
         if not all(isinstance(handled.outcome, Done) for handled in results):
@@ -167,15 +159,12 @@ class HandlerCall:
     async def _attempt(
         self,
         try_once: Callable[[], Awaitable[Handled]],
-        members: Sequence[Member],
-        database_failures: int,
+        member: Member,
+        tx: Transaction | None,
         *,
         tries_at_once: bool = True,
     ) -> Handled:
-        """One attempt within the deadline: a try, and a few more at once if the policy says so. The last one counts.
-
-        So many database failures in a row pass through, to have the transaction run again.
-        """
+        """One attempt within the deadline: a try, and a few more at once if the policy says so. The last one counts."""
         started = time.perf_counter()
         tries = 0
         try:
@@ -186,35 +175,19 @@ class HandlerCall:
                         handled = await try_once()
                         break
                     except BaseException as error:
-                        if not tries_at_once or not again_at_once(error, tries, self._endpoint.retry):
-                            raise
-                        if database_failures and database_failure(error) is not None:
+                        final = tx is not None and isinstance(error, DatabaseError)
+                        if final or not tries_at_once or not again_at_once(error, tries, self._endpoint.retry):
                             raise
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and self._abandoned():
                 raise
             await self._clear_cancellation()
-            failure = database_failure(error) if database_failures else None
-            if failure is not None and self._passes(members, database_failures):
-                raise failure from None
-            handled = self.failed(members[0], error)
+            if tx is not None and isinstance(error, DatabaseError) and not isinstance(error, TransactionAborted):
+                raise
+            handled = self.failed(member, error)
         else:
             await self._clear_cancellation()
-        self._forget(members)
         return handled.changed(seconds=time.perf_counter() - started)
-
-    def _passes(self, members: Sequence[Member], limit: int) -> bool:
-        """Counts a database failure for these members; whether it is still taken to be none of theirs."""
-        if len(self._database_failures) > COUNTED_ATTEMPTS:
-            self._database_failures.clear()
-        for member in members:
-            self._database_failures[member.attempt_id] += 1
-        return self._database_failures[members[0].attempt_id] < limit
-
-    def _forget(self, members: Sequence[Member]) -> None:
-        if self._database_failures:
-            for member in members:
-                self._database_failures.pop(member.attempt_id, None)
 
     async def _clear_cancellation(self) -> None:
         """Takes back cancellations of this task that a handler asked for, or let through: they are not the worker's."""

@@ -18,7 +18,7 @@ from hopline.broker import Consumer, Delivery
 from hopline.clock import utcnow
 from hopline.database import Database, Transaction
 from hopline.deadletters import DeadLetter, park
-from hopline.errors import DatabaseError, DatabaseUnavailable, OutboxFull
+from hopline.errors import DatabaseError, DatabaseUnavailable, OutboxFull, TransactionAborted
 from hopline.fingerprint import NO_CAUSE, fingerprint
 from hopline.handlers import Endpoint
 from hopline.history import Recorder
@@ -82,7 +82,8 @@ class Desk:
     async def persist(self, work: Callable[[], Awaitable[None]], what: str) -> None:
         """Runs a whole transaction until it commits. A failing database spends no attempt of any message.
 
-        While it cannot be reached at all, or the outbox is full, no queue is consumed.
+        While it cannot be used at all, or the outbox is full, no queue is consumed. A limit that ends a statement of
+        the engine's own counts as that; one that a handler exceeds never comes here (blame.py).
         """
         failures = 0
         try:
@@ -90,7 +91,7 @@ class Desk:
                 try:
                     return await work()
                 except (DatabaseError, OutboxFull) as error:
-                    if isinstance(error, DatabaseUnavailable | OutboxFull):
+                    if isinstance(error, DatabaseUnavailable | TransactionAborted | OutboxFull):
                         self.pauses.storing_fails(what, str(error))
                     delay = min(DATABASE_BACKOFF_CAP_SECONDS, 0.02 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
                     log.warning("waiting for the database", lane=what, error=str(error), retry_in_seconds=delay)

@@ -2,7 +2,8 @@
 
 A transactional lane handles what has gathered as one group in one transaction: claims, handler, outcomes and
 what they send commit together, then the group is acknowledged. If a member raises, the group rolls back and
-runs again with a savepoint a member, so that the failing one fails alone. An effect lane runs its handler
+runs again with a savepoint a member, so that the failing one fails alone. If the transaction itself fails, blame.py
+says whether to run it again, or its members alone. An effect lane runs its handler
 concurrently without a transaction and settles the results in groups afterwards.
 """
 
@@ -18,22 +19,19 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-import structlog
 
 from hopline import attempts, inbox
 from hopline.batching import Groups
 from hopline.broker import Delivery
 from hopline.database import Transaction
-from hopline.errors import text_of
 from hopline.handlers import Endpoint
 from hopline.outcome import Done
 from hopline.rows import Dialect
+from hopline.worker.blame import Blame
 from hopline.worker.calling import AttemptId, Handled, HandlerCall, Member, MemberFailed
 from hopline.worker.desk import Desk
 
 SAVEPOINT_MEMBERS = 50
-
-log = structlog.get_logger("hopline.worker")
 
 
 class Running(NamedTuple):
@@ -122,28 +120,32 @@ class TransactionLane(Lane):
         self._desk.settle([member.delivery for member in members])
 
     async def _handle_group(self, unique: list[Member]) -> None:
+        blame = self._blame()
+
         async def together() -> None:
             owned = self._desk.owned(unique)
             if owned:
-                await self._together(owned)
+                with blame:
+                    await self._together(owned, blame)
 
         size = 0
         try:
             await self._desk.persist(together, self.endpoint.name)
         except MemberFailed as error:
             size = 1 if error.alone else SAVEPOINT_MEMBERS
-        except Exception as error:  # noqa: BLE001 - it cannot be stored together: each alone, to find out whose fault
-            log.warning("a group cannot be stored together", endpoint=self.endpoint.name, error=text_of(error))
-            size = 1
         for start in range(0, len(unique) if size else 0, size or 1):
-            await self._apart(unique[start : start + size])
+            await self._apart(unique[start : start + size], {})
 
-    async def _together(self, members: list[Member]) -> None:
+    def _blame(self) -> Blame:
+        return Blame(self._desk.database.idle_seconds)
+
+    async def _together(self, members: list[Member], blame: Blame) -> None:
         """The usual way: all in one transaction, without savepoints."""
         async with self._desk.database.transaction() as tx:
             claimed = await self._desk.claim(tx, self.endpoint.name, members)
             if not claimed:
                 return
+            blame.claimed()
             if self._desk.pauses.is_open(self.endpoint):
                 results = [(member, self._desk.deferred(self.endpoint)) for member in claimed]
             else:
@@ -153,51 +155,57 @@ class TransactionLane(Lane):
             await self._desk.conclude(tx, self.endpoint, results)
         self._desk.count(self.endpoint, results)
 
-    async def _apart(self, members: list[Member], failed: dict[AttemptId, Handled] | None = None) -> None:
-        """One transaction, a savepoint a member.
+    async def _apart(self, members: list[Member], known: dict[AttemptId, Handled]) -> None:
+        """One transaction, a savepoint a member; `known` are failures that their transaction could not store.
 
-        A member whose failure the transaction cannot store any more makes all of them go alone; alone, its failure
-        is stored in another transaction, without running it again.
+        A member that ends the transaction makes all of them go alone. Alone, its failure is stored in another
+        transaction, without running it again.
         """
-        known = {} if failed is None else failed
+        blame = self._blame()
 
-        async def each() -> None:
-            owned = self._desk.owned(members)
-            if not owned:
-                return
-            async with self._desk.database.transaction() as tx:
-                claimed = await self._desk.claim(tx, self.endpoint.name, owned)
-                results = [(member, await self._one_apart(tx, member, known)) for member in claimed]
-                await self._desk.conclude(tx, self.endpoint, results)
-            self._desk.count(self.endpoint, results)
+        async def judged() -> None:
+            with blame:
+                await self._each(members, known, blame)
 
+        started = time.perf_counter()
         try:
-            await self._desk.persist(each, self.endpoint.name)
-        except MemberFailed:
-            pass
-        except Exception as error:
-            if len(members) == 1:
-                if members[0].attempt_id in known:
-                    raise  # its failure itself cannot be stored: a fault of ours
-                known[members[0].attempt_id] = self._call.failed(members[0], error)
+            await self._desk.persist(judged, self.endpoint.name)
+        except MemberFailed as failed:
+            error = failed.error
         else:
             return
-        if len(members) == 1:
-            await self._desk.persist(each, self.endpoint.name)
+        if len(members) > 1:
+            for member in members:
+                await self._apart([member], known)
             return
-        for member in members:
-            await self._apart([member], known)
+        if error is not None:
+            (member,) = members
+            handled = self._call.failed(member, error, time.perf_counter() - started)
+            known[member.attempt_id] = self._desk.judged(self.endpoint, handled)
+        await self._desk.persist(lambda: self._each(members, known, blame), self.endpoint.name)
 
-    async def _one_apart(self, tx: Transaction, member: Member, failed: dict[AttemptId, Handled]) -> Handled:
+    async def _each(self, members: list[Member], known: dict[AttemptId, Handled], blame: Blame) -> None:
+        """One try of `_apart`."""
+        owned = self._desk.owned(members)
+        if not owned:
+            return
+        async with self._desk.database.transaction() as tx:
+            claimed = await self._desk.claim(tx, self.endpoint.name, owned)
+            blame.claimed()
+            results = [(member, await self._one_apart(tx, member, known)) for member in claimed]
+            await self._desk.conclude(tx, self.endpoint, results)
+        self._desk.count(self.endpoint, results)
+
+    async def _one_apart(self, tx: Transaction, member: Member, known: dict[AttemptId, Handled]) -> Handled:
         """Runs one member in a savepoint, unless its failure is known; MemberFailed if the transaction is lost."""
-        if member.attempt_id in failed:
-            return failed[member.attempt_id]
+        if member.attempt_id in known:
+            return known[member.attempt_id]
         if self._desk.pauses.is_open(self.endpoint):
             return self._desk.deferred(self.endpoint)
         with tx.only_inside():
             handled = self._desk.judged(self.endpoint, await self._call.apart(tx, member))
             if handled.transaction_lost:
-                failed[member.attempt_id] = handled
+                known[member.attempt_id] = handled
                 raise MemberFailed(alone=True)
         return handled
 

@@ -59,6 +59,13 @@ def test_a_plan_that_would_never_end_is_refused(wrong: dict[str, float]) -> None
         Plan(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["rate", "deadline_seconds", "delay_seconds"])
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan"), -1.0, -float("inf")])
+def test_a_plan_has_finite_numbers(name: str, wrong: float) -> None:
+    with pytest.raises(UsageError):
+        Plan(**{name: wrong})  # type: ignore[arg-type]
+
+
 HERE, ALL = frozenset({"parcels/packed"}), frozenset({"parcels/packed", "labels/packed"})
 
 
