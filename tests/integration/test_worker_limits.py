@@ -234,7 +234,7 @@ async def test_no_queue_pauses_for_a_limit_that_a_handler_exceeds(postgres_datab
 async def test_a_row_that_stays_locked_is_a_failed_attempt_in_the_end(
     postgres_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blame, "CONTENTIONS", 2)
+    monkeypatch.setattr(blame, "IN_A_ROW", 2)
     other = Database(postgres_database_url)
     await other.create(tables)
     async with other.transaction() as tx:
@@ -253,7 +253,7 @@ async def test_a_row_that_stays_locked_is_a_failed_attempt_in_the_end(
 
 
 async def test_a_connection_that_dies_by_chance_spends_no_attempt(postgres_database_url: str) -> None:
-    kills = [1] * (blame.LOST_CONNECTIONS - 1)
+    kills = [1] * (blame.IN_A_ROW - 1)
 
     async def is_killed_at_first(tx: Transaction) -> None:
         if kills:

@@ -7,8 +7,8 @@ worked, and what fails afterwards is judged here:
   the handlers' doing. So is whatever the COMMIT refuses, such as a deferred constraint.
 - A connection that dies once is the database's doing. It is the handlers' if they had it for longer than Postgres lets
   a transaction be idle, or if this happens IN_A_ROW times in a row.
-- A lock, a deadlock, a full disk pass. They are the handlers' doing after IN_A_ROW times in a row too, because the claim
-  of the same transaction has worked each time.
+- A lock, a deadlock, a full disk pass. They are the handlers' doing after IN_A_ROW times in a row too, because each
+  time the claim of the same transaction has worked.
 - A full outbox is nobody's doing.
 
 What is the handlers' doing raises MemberFailed: the members run again alone, and the one that does it alone has failed
