@@ -30,7 +30,7 @@ HOPLINE = """
     relay worker timeline messages search audit repair
     status
     app service node
-    health
+    health http_limits
     console
     cli
 """
@@ -57,7 +57,7 @@ LAZY = {
 }
 """Imports that may stand in a function, and why."""
 
-EXTRAS = ("hopline.console",)
+EXTRAS = ("hopline.console", "hopline.http_limits")
 """Parts that need an extra to be installed: programs import what they export themselves."""
 
 APART = ("orders.api", "orders.handlers")
