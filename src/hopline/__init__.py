@@ -2,7 +2,7 @@
 
 The layers, lowest first; a module imports lower layers only:
 
-    0  errors clock settings failpoints metrics
+    0  errors clock json_text settings failpoints metrics
     1  message outcome fingerprint
     2  codec retry topology breaker
     3  broker handlers rows schema migrations database

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 HOPLINE = """
-    errors clock
+    errors clock json_text
     settings failpoints metrics
     message outcome fingerprint
     codec retry topology breaker
