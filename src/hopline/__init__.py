@@ -44,6 +44,7 @@ from hopline.handlers import Handlers
 from hopline.health import metrics_text
 from hopline.idempotency import IdempotentRequest, Remembered, request_hash
 from hopline.idempotency import claim as claim_idempotency
+from hopline.json_text import is_deeper
 from hopline.message import Envelope, message
 from hopline.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from hopline.node import Node, find_sbin, free_ports
@@ -108,6 +109,7 @@ __all__ = [
     "free_ports",
     "id_time",
     "insert",
+    "is_deeper",
     "message",
     "metrics_text",
     "new_id",

@@ -37,7 +37,7 @@ HOPLINE = """
 
 ORDERS = """
     domain
-    docs mailbox messages problems serving smtp
+    docs json_keys mailbox messages problems serving smtp
     letters mailer store
     deciding lookups placing
     api catalogue emails handlers
