@@ -6,7 +6,11 @@ memory. So the depth is counted before anything parses, and what is nested too d
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +21,11 @@ INDENT: Final = 2
 INDENTED_BYTES: Final = 8 << 20
 """A body that would be larger when indented is not."""
 
+COMPARED_LINES: Final = 2_000
+"""Comparing lines takes up to the square of their number: longer differences are told as all removed, all added."""
+CONTEXT_LINES: Final = 3
+
+_HUNK: Final = re.compile(r"@@ -([0-9]+)(.*) \+([0-9]+)(.*) @@")
 _AS_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _OTHERS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
@@ -62,6 +71,32 @@ def encoded(value: Any) -> bytes:
         return json.dumps(plain, default=repr, ensure_ascii=False).encode(errors="replace")  # lone surrogates
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return msgspec.json.encode(f"(this cannot be shown: {type(error).__name__})")
+
+
+def difference(before: str, after: str) -> Iterator[str]:
+    """The lines of a unified diff without its two heads; where it is long, `COMPARED_LINES` removed and added ones."""
+    old, new = before.splitlines(), after.splitlines()
+    first = _common(old, new)
+    last = _common(old[first:][::-1], new[first:][::-1])
+    first, last = max(0, first - CONTEXT_LINES), max(0, last - CONTEXT_LINES)
+    old, new = old[first : len(old) - last], new[first : len(new) - last]
+    if max(len(old), len(new)) > COMPARED_LINES:
+        yield f"@@ -{first + 1},{len(old)} +{first + 1},{len(new)} @@"
+        yield from (f"-{line}" for line in old[:COMPARED_LINES])
+        yield from (f"+{line}" for line in new[:COMPARED_LINES])
+        return
+    for line in islice(difflib.unified_diff(old, new, lineterm="", n=CONTEXT_LINES), 2, None):
+        yield _moved(line, first) if line.startswith("@") else line
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many lines both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _moved(hunk: str, lines: int) -> str:
+    return _HUNK.sub(lambda found: f"@@ -{int(found[1]) + lines}{found[2]} +{int(found[3]) + lines}{found[4]} @@", hunk)
 
 
 def _outside_strings(body: bytes) -> bytes:

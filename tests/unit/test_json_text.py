@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import difflib
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopline import json_text
-from hopline.json_text import INDENTED_BYTES, LEVELS, compact, encoded, indented, is_deeper
+from hopline.json_text import COMPARED_LINES, INDENTED_BYTES, LEVELS, compact, difference, encoded, indented, is_deeper
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["[[{", '\\"]', "}]"])
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=30)
@@ -94,3 +95,41 @@ def test_a_value_that_has_no_end_has_a_form_too() -> None:
     endless.append(endless)
 
     assert b"cannot be shown" in encoded(endless)
+
+
+LINE_LISTS = st.lists(st.sampled_from(["a", "b", "c", "--", "++x", "@@"]), max_size=30).map("\n".join)
+
+
+@given(LINE_LISTS, LINE_LISTS, LINE_LISTS, LINE_LISTS)
+def test_a_difference_leads_from_one_text_to_the_other(head: str, old: str, new: str, tail: str) -> None:
+    before, after = (f"{head}\n{middle}\n{tail}".splitlines() for middle in (old, new))
+    made: list[str] = []
+    place = 0
+    for line in difference(*("".join(f"{line}\n" for line in lines) for lines in (before, after))):
+        if hunk := json_text._HUNK.fullmatch(line):
+            start = int(hunk[1]) - (0 if hunk[2] == ",0" else 1)
+            made += before[place:start]
+            place = start
+        else:
+            assert line[:1] == "+" or before[place] == line[1:]
+            place += line[:1] != "+"
+            made += [line[1:]] if line[:1] in "+ " else []
+
+    assert made + before[place:] == after
+
+
+def test_a_small_difference_of_long_texts_is_told_as_difflib_does() -> None:
+    before = [str(number) for number in range(50_000)]
+    after = [*before[:30_000], "new", *before[30_002:]]
+
+    expected = [*difflib.unified_diff(before, after, lineterm="")][2:]
+    assert [*difference("\n".join(before), "\n".join(after))] == expected
+
+
+def test_a_long_difference_is_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(difflib, "unified_diff")
+
+    lines = [*difference("\n".join(map(str, range(200_000))), "\n".join(map(str, range(200_000, 0, -1))))]
+
+    assert lines[0] == "@@ -1,200000 +1,200000 @@"
+    assert len(lines) == 1 + 2 * COMPARED_LINES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from hopline import deadletter_queries, repair
+from hopline import deadletter_queries, json_text, repair
 from hopline.app import Hopline
 from hopline.cli.acting import ReasonOption, WhoOption, YesOption, confirmed, repairing, who_acts
 from hopline.cli.context import AppOption, JsonOption, load
@@ -130,10 +129,11 @@ class _Editing:
 def difference(old: bytes, new: bytes) -> Iterator[Text]:
     """The lines in which two bodies differ, as a unified diff."""
     colours = {"+": "green", "-": "red", "@": "cyan"}
-    lines = difflib.unified_diff(shown(old).splitlines(), shown(new).splitlines(), "parked", "edited", lineterm="")
+    lines = [*json_text.difference(shown(old), shown(new))]
+    if lines:
+        yield from (Text(head, style="bold") for head in ("--- parked", "+++ edited"))
     for line in lines:
-        bold = "bold" if line.startswith(("+++", "---")) else colours.get(line[:1], "")
-        yield Text(line, style=bold)
+        yield Text(line, style=colours.get(line[:1], ""))
 
 
 def _print_edited(judged: Judged, *, as_json: bool) -> int:

@@ -80,7 +80,7 @@ class Searched(str):
 
     characters = 0
 
-    def replace(self, old: str, new: str, /, count: Any = -1) -> Searched:  # type: ignore[override]
+    def replace(self, old: str, new: str, /, count: Any = -1) -> Searched:
         Searched.characters += len(self)
         return Searched(super().replace(old, new))
 

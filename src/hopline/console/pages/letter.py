@@ -6,15 +6,15 @@ shown. Who may not see personal data sees it masked, and may uncover it for a re
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
 from litestar import Response, get, post
 from litestar.exceptions import NotFoundException
 
-from hopline import deadletter_queries, repair
+from hopline import deadletter_queries, json_text, repair
 from hopline.auditlog import Recorded, letter_target, recent
 from hopline.console.bodies import Body, body_of, download, pretty
 from hopline.console.desk import Desk
@@ -214,15 +214,13 @@ async def whole_letter(desk: Desk, identifier: str) -> WholeLetter:
 
 def difference(before: bytes, after: bytes) -> tuple[DiffLine, ...]:
     """The lines in which two bodies differ, with some of their surroundings."""
-    lines = difflib.unified_diff(pretty(before).splitlines(), pretty(after).splitlines(), lineterm="")
-    return tuple(_diff_lines(lines))[:DIFF_LINES]
+    return tuple(islice(_diff_lines(json_text.difference(pretty(before), pretty(after))), DIFF_LINES))
 
 
 def _diff_lines(lines: Iterator[str]) -> Iterator[DiffLine]:
     kinds: dict[str, Literal["same", "add", "del", "gap"]] = {"+": "add", "-": "del", "@": "gap"}
     for line in lines:
-        if not line.startswith(("+++", "---")):
-            yield DiffLine(kinds.get(line[:1], "same"), line if line.startswith("@") else line[1:])
+        yield DiffLine(kinds.get(line[:1], "same"), line if line.startswith("@") else line[1:])
 
 
 async def _page(desk: Desk, identifier: str, mask: Mask | None) -> LetterPage:
