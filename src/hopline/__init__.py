@@ -1,21 +1,5 @@
 """Hopline carries business events from an API to workers through RabbitMQ and loses none of them.
 
-The layers, lowest first; a module imports lower layers only:
-
-    0  errors clock settings failpoints metrics database_url
-    1  message outcome fingerprint
-    2  failure codec retry topology breaker
-    3  broker handlers rows schema migrations outgoing database
-    4  amqp/ management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
-    5  history/ pausing draining batching live properties heartbeat recovery retention window
-    6  rabbitmq
-    7  relay worker timeline messages search audit repair
-    8  status
-    9  app service node
-    10 health
-    11 console
-    12 cli
-
 What a program needs is exported here; everything else is internal.
 """
 
@@ -45,6 +29,7 @@ from hopline.handlers import Handlers
 from hopline.health import metrics_text
 from hopline.idempotency import IdempotentRequest, Remembered, request_hash
 from hopline.idempotency import claim as claim_idempotency
+from hopline.json_text import is_deeper
 from hopline.message import Envelope, message
 from hopline.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from hopline.node import Node, find_sbin, free_ports
@@ -110,6 +95,7 @@ __all__ = [
     "free_ports",
     "id_time",
     "insert",
+    "is_deeper",
     "message",
     "metrics_text",
     "new_id",

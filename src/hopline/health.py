@@ -9,12 +9,13 @@ It refuses what is no GET of these three, has no TLS and no login: bind it to an
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, socket
 from socketserver import TCPServer
 from typing import Any, Final
 
@@ -34,6 +35,8 @@ DATABASE_SECONDS: Final = 2.0
 """How long the database may take to answer."""
 REQUEST_SECONDS: Final = 2.0
 """How long a client may take to ask; a stopping process waits for it."""
+HEAD_BYTES: Final = 16 * 1024
+"""As much of a request is read."""
 CONNECTIONS: Final = 16
 """At once, each with a thread; further ones are closed unanswered."""
 
@@ -176,11 +179,40 @@ class _Server(ThreadingHTTPServer):
         self.server_close()
 
 
+class _Head(io.RawIOBase):
+    """What a client sends, up to HEAD_BYTES and for REQUEST_SECONDS in all; a socket's own timeout is for each read."""
+
+    def __init__(self, connection: socket) -> None:
+        self._connection = connection
+        self._left_bytes = HEAD_BYTES
+        self._until = time.monotonic() + REQUEST_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Takes what is there; 0, as at the end of a connection, after HEAD_BYTES. TimeoutError."""
+        left_seconds = self._until - time.monotonic()
+        if left_seconds <= 0:
+            raise TimeoutError(f"the request did not come within {REQUEST_SECONDS:g} s")
+        if not self._left_bytes:
+            return 0
+        self._connection.settimeout(left_seconds)
+        read = self._connection.recv_into(memoryview(buffer)[: self._left_bytes])
+        self._left_bytes -= read
+        return read
+
+
 class _Request(BaseHTTPRequestHandler):
     server: _Server
     server_version = "hopline"
     sys_version = ""
     timeout = REQUEST_SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Head(self.connection))
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -195,6 +227,7 @@ class _Request(BaseHTTPRequestHandler):
             self._answer(404, msgspec.json.encode({"paths": ["/healthz", "/readyz", "/metrics"]}))
 
     def _answer(self, status: int, body: bytes, content_type: str = "application/json") -> None:
+        self.connection.settimeout(REQUEST_SECONDS)  # for the whole of a write
         self.send_response(status)
         for name, value in (("Content-Type", content_type), ("Content-Length", str(len(body)))):
             self.send_header(name, value)

@@ -31,18 +31,23 @@ from hopline import (
     IdempotentRequest,
     Producer,
     Remembered,
+    is_deeper,
     metrics_text,
     new_id,
     request_hash,
     started,
 )
 from orders import docs, placing, problems, store
-from orders.domain import Customer, Line, Reason, Refused, check_customer, check_lines, money
+from orders.domain import MAX_LINES, Customer, Line, Reason, Refused, check_customer, check_lines, money
+from orders.json_keys import key_twice
 from orders.placing import NewOrder, NewUser, Placed
 from orders.problems import BODY_BYTES, IDEMPOTENCY_KEY, REQUEST_ID, BadRequest, named, request_id
 
 READY_SECONDS = 2.0
 """How long /readyz waits for the database."""
+
+LEVELS = 32
+"""A body that is nested deeper is refused; an order has three levels."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
@@ -72,6 +77,15 @@ class OrderBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     customer: CustomerBody
     lines: list[LineBody]
+
+
+def _customer_keys(body: CustomerBody) -> int:
+    """How many keys it was read from at least: an empty name may be given or not."""
+    return 2 if body.name else 1
+
+
+def _order_keys(body: OrderBody) -> int:
+    return 2 + _customer_keys(body.customer) + 3 * len(body.lines)
 
 
 _order_decoder = msgspec.json.Decoder(OrderBody)
@@ -108,7 +122,11 @@ class Post:
             elif name == b"x-request-id":
                 given = value
             elif name == b"idempotency-key":
+                if self.key is not None:
+                    raise BadRequest(400, "idempotency-key", f"send one {IDEMPOTENCY_KEY}; this request has several")
                 self.key = value
+            elif name == b"content-encoding" and value.lower() != b"identity":
+                raise problems.encoded_body()
             elif name == b"content-length" and value.isdigit() and int(value) > BODY_BYTES:
                 raise problems.too_large()
         self.request_id = named(scope, given)
@@ -131,14 +149,24 @@ class Post:
         """For the trace."""
         return f"POST {self.path} {self.request_id}"
 
-    def decoded(self, decoder: msgspec.json.Decoder[Body]) -> Body:
-        """The body; BadRequest if it is none."""
+    def decoded(self, decoder: msgspec.json.Decoder[Body], keys: Callable[[Body], int]) -> Body:
+        """The body; BadRequest if it is none. `keys` tells how many keys it was read from at least."""
         if self.media_type != b"application/json" and not _JSON.fullmatch(self.media_type):
             raise BadRequest(415, "media-type", "send the body as JSON, with Content-Type: application/json")
         try:
-            return decoder.decode(self.body)
+            body = decoder.decode(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise problems.unreadable(error) from None
+        if self.body.count(b"[") > LEVELS or self.body.count(b"{") > MAX_LINES:
+            self._check_depth()
+        if (pointer := key_twice(self.body, keys(body))) is not None:
+            raise problems.twice(pointer)
+        return body
+
+    def _check_depth(self) -> None:
+        """Only a price can be nested, for it is kept as it was written; else the decoder has refused it."""
+        if is_deeper(self.body, LEVELS):
+            raise BadRequest(400, "json-too-deep", f"the body is nested deeper than {LEVELS} levels")
 
     def idempotency(self, canonical: object, identifier: str) -> IdempotentRequest:
         """Its key, with the hash of what it asks for, however it is laid out.
@@ -158,7 +186,7 @@ Take = Callable[[Desk, Post], Awaitable[str]]
 
 async def take_order(desk: Desk, sent: Post) -> str:
     """POST /orders."""
-    customer, lines = _checked(sent.decoded(_order_decoder))
+    customer, lines = _checked(sent.decoded(_order_decoder, _order_keys))
     identifier = new_id()
     idempotency = None
     if sent.key is not None:
@@ -169,7 +197,7 @@ async def take_order(desk: Desk, sent: Post) -> str:
 
 async def take_user(desk: Desk, sent: Post) -> str:
     """POST /users."""
-    body = sent.decoded(_user_decoder)
+    body = sent.decoded(_user_decoder, _customer_keys)
     customer = check_customer(body.email, body.name, place="")
     identifier = new_id()
     idempotency = None if sent.key is None else sent.idempotency(customer, identifier)

@@ -31,7 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-KEEP_ALIVE_SECONDS = 75
 Workers = Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")]
 DatabaseOption = Annotated[
     str, typer.Option("--database", help="postgresql+asyncpg://user:password@host/name. Default: a SQLite file.")
@@ -153,31 +152,16 @@ async def send(
 def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000) -> None:
     """Serve the HTTP API. SIGTERM lets requests finish, then drains."""
     settings = Settings.from_environment()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            wiring.create_api,
-            factory=True,
-            host=host,
-            port=port,
-            loop="uvloop",
-            http=serving.Protocol,
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            proxy_headers=False,  # nothing here asks who the client is
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(settings.drain_seconds),
-        )
-    )
+    server = uvicorn.Server(serving.config(wiring.create_api, host, port, drain_seconds=settings.drain_seconds))
 
     async def serve(stop: asyncio.Event) -> None:
         await wiring.app.check()  # before uvicorn starts, whose account of a failed start is a long trace
-        serving = asyncio.create_task(server.serve())
+        running = asyncio.create_task(server.serve())
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopping.cancel()
-        await serving
+        await running
         if not server.started:
             raise UsageError(f"the API could not start on {host}:{port}; the log above says why")
 

@@ -150,16 +150,16 @@ _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "Sending the same request again with the same key gives the same answer and does the work once.",
-    "schema": _text(maxLength=255),
+    "schema": _text(minLength=1, maxLength=255, pattern="^[!-~]+$"),
 }
 _ID = {"name": "id", "in": "path", "required": True, "schema": _text(format="uuid")}
 
 _PROBLEMS = {
-    "400": "The body is no JSON, or a header is malformed.",
+    "400": "The body is no JSON, is nested too deep or has a key twice, or a header is malformed.",
     "404": "There is no such thing.",
     "409": "A request with this Idempotency-Key is in progress; see Retry-After.",
     "413": "The body is over 1 MiB.",
-    "415": "The body is not declared as JSON.",
+    "415": "The body is not declared as JSON, or has a Content-Encoding.",
     "422": "The request is understood and refused; `errors` names each fault.",
     "503": "It cannot be stored now; nothing was promised. See Retry-After.",
 }

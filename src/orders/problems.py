@@ -8,8 +8,9 @@ answered with the request's id, by which the log line can be found.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -58,8 +59,16 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 class BadRequest(Exception):
     """A request that cannot be understood or may not be made, with its answer."""
 
-    def __init__(self, status: int, code: str, detail: str, errors: Sequence[Reason] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        errors: Sequence[Reason] = (),
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(detail)
+        self.headers = headers
         self.status = status
         self.code = code
         self.errors = tuple(errors)
@@ -83,6 +92,20 @@ def named(scope: Scope, given: bytes | None) -> str:
 def too_large() -> BadRequest:
     """The answer to a body over BODY_BYTES."""
     return BadRequest(413, "too-large", f"the body is over {BODY_BYTES:,} bytes")
+
+
+def encoded_body() -> BadRequest:
+    """The answer to a body with a Content-Encoding (RFC 9110, section 15.5.16)."""
+    headers = {"Accept-Encoding": "identity"}
+    return BadRequest(415, "content-encoding", "send the body as it is, without Content-Encoding", headers=headers)
+
+
+def twice(pointer: str) -> BadRequest:
+    """The answer to a body of which an object has a key twice."""
+    line = _LINE.match(pointer)
+    number = int(line[1]) + 1 if line else None
+    detail = _short(f"an object has a key twice, at {pointer}" + (f" (line {number})" if number else ""))
+    return BadRequest(400, "key-twice", detail, [Reason("key-twice", detail, number, _short(pointer))])
 
 
 def unreadable(error: Exception) -> BadRequest:
@@ -114,6 +137,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
             detail = _short("; ".join(reason.detail for reason in reasons))
         case BadRequest(status=status, code=code, errors=errors):
             detail = str(error)
+            headers.update(error.headers)
         case OutboxFull(retry_after_seconds=seconds):
             status, code, detail = 503, "outbox-full", "too many messages wait for the broker; nothing was stored"
             headers["Retry-After"] = str(seconds)

@@ -1,4 +1,4 @@
-"""HTTP by uvicorn, with every answer in one write.
+"""HTTP by uvicorn, within the limits of hopline.http_limits, with every answer in one write.
 
 uvicorn writes an answer's head and its body apart, and uvloop hands each write to the kernel at once: two system
 calls, two packets, and a client that is woken for a head without its body. Here what is written in one turn of the
@@ -8,9 +8,14 @@ event loop leaves together.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import uvicorn
+
+from hopline.http_limits import LimitedProtocol
+
+KEEP_ALIVE_SECONDS: Final = 75
 
 
 class Joining:
@@ -47,9 +52,28 @@ class Joining:
             self._transport.write(b"".join(held))
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, on a transport that joins writes: for `uvicorn.Config(http=…)`."""
+class Protocol(LimitedProtocol):
+    """The protocol with limits, on a transport that joins writes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(cast("asyncio.Transport", Joining(transport, self.loop)))
+
+
+def config(factory: Callable[[], Any], host: str, port: int, *, drain_seconds: float) -> uvicorn.Config:
+    """How uvicorn serves an application that `factory` makes."""
+    return uvicorn.Config(
+        factory,
+        factory=True,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(drain_seconds),
+    )

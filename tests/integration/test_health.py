@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 import threading
@@ -18,7 +19,7 @@ from urllib.request import urlopen
 import msgspec
 import pytest
 
-from hopline import free_ports
+from hopline import free_ports, health
 from hopline.app import Hopline, Producer
 from hopline.cli import roles
 from hopline.errors import UsageError
@@ -27,6 +28,7 @@ from hopline.health import serving
 from hopline.message import message
 from hopline.settings import Settings
 from tests.conftest import NodeFactory
+from tests.support.raw_http import answer_to
 from tests.support.waiting import wait_until
 
 NO_BROKER = "amqp://127.0.0.1:1/"
@@ -239,3 +241,28 @@ async def _answers(at: Port) -> bool:
         return (await asyncio.to_thread(at.get, "/healthz"))[0] == 200
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [(b"", b""), (b"GET /healthz HT", b"x"), (b"GET /healthz HTTP/1.1\r\n", b"a: b\r\n")],
+    ids=["nothing", "a-slow-line", "slow-headers"],
+)
+async def test_a_client_that_asks_slowly_is_closed(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch, first: bytes, again: bytes
+) -> None:
+    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(health._Request, "timeout", 0.3)
+    (port,) = free_ports(1)
+    async with watched(program(sqlite_database_url, NO_BROKER, health_port=port)):
+        answer = await answer_to(port, first, (lambda: again) if again else bytes)
+
+    assert answer == b""
+
+
+def test_a_head_is_read_up_to_a_bound() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, io.BufferedReader(health._Head(ours)) as head:
+        theirs.sendall(b"x" * (health.HEAD_BYTES + 1))
+
+        assert len(head.read()) == health.HEAD_BYTES

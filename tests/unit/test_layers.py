@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 HOPLINE = """
-    errors clock
+    errors clock json_text
     settings failpoints metrics database_url
     message outcome fingerprint
     failure
@@ -31,14 +31,14 @@ HOPLINE = """
     relay worker timeline messages search audit repair
     status
     app service node
-    health
+    health http_limits
     console
     cli
 """
 
 ORDERS = """
     domain evidence replies
-    docs mailbox messages problems serving smtp
+    docs json_keys mailbox messages problems serving smtp
     letters mailer store
     deciding lookups placing
     api catalogue emails handlers
@@ -58,7 +58,7 @@ LAZY = {
 }
 """Imports that may stand in a function, and why."""
 
-EXTRAS = ("hopline.console",)
+EXTRAS = ("hopline.console", "hopline.http_limits")
 """Parts that need an extra to be installed: programs import what they export themselves."""
 
 APART = ("orders.api", "orders.handlers")

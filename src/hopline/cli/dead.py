@@ -8,7 +8,6 @@ import textwrap
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console, RenderableType
 from rich.console import Group as Lines
@@ -33,6 +32,7 @@ from hopline.cli.context import AppOption, JsonOption, load
 from hopline.cli.output import bar, console, counted, one_line, print_json, shown, table, text_of, time_text
 from hopline.deadletter_queries import Filter, Group, Letter, State, WholeLetter
 from hopline.errors import UsageError
+from hopline.json_text import encoded
 from hopline.repair import Verdict, check
 
 ACTS = 20
@@ -242,7 +242,7 @@ def _print_letter(out: Console, whole: WholeLetter, verdict: Verdict, acts: list
     out.print(Text.assemble((f"\n{letter.reason}", "bold red"), ": ", letter.error))
     if whole.stack:
         _print_section(out, "Stack", whole.stack.rstrip())
-    _print_section(out, "Properties", msgspec.json.format(msgspec.json.encode(whole.properties)).decode())
+    _print_section(out, "Properties", shown(encoded(whole.properties)))
     _print_section(out, f"Body, {counted(letter.body_bytes, 'byte')}", shown(whole.body))
     if acts:
         lines = [f"{time_text(act.at)}  {act.action} by {act.who}  {one_line(act.reason)}".rstrip() for act in acts]

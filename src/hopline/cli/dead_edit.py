@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import shlex
 import subprocess
@@ -14,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from hopline import deadletter_queries, repair
+from hopline import deadletter_queries, json_text, repair
 from hopline.app import Hopline
 from hopline.cli.acting import ReasonOption, WhoOption, YesOption, confirmed, repairing, who_acts
 from hopline.cli.context import AppOption, JsonOption, load
@@ -27,6 +25,7 @@ from hopline.cli.output import print_json, shown, text_of
 from hopline.database import Database
 from hopline.deadletter_queries import WholeLetter
 from hopline.errors import MessageError, UsageError
+from hopline.json_text import compact
 from hopline.repair import Code, Judged
 
 
@@ -106,9 +105,9 @@ class _Editing:
             if edited == text and not self._new_type(whole):
                 return None
             try:
-                body = msgspec.json.format(edited.encode(), indent=-1)
+                body = compact(edited)
                 repair.validate(whole, body, code, database.message_limit_bytes, self._new_type(whole))
-            except (MessageError, UsageError, msgspec.DecodeError) as error:
+            except (MessageError, UsageError, ValueError) as error:
                 typer.echo(f"hopline: {error}", err=True)
                 if not sys.stdin.isatty() or not typer.confirm("Edit it again?", default=True):
                     raise UsageError("the new body is refused by today's code; nothing was stored") from error
@@ -130,10 +129,11 @@ class _Editing:
 def difference(old: bytes, new: bytes) -> Iterator[Text]:
     """The lines in which two bodies differ, as a unified diff."""
     colours = {"+": "green", "-": "red", "@": "cyan"}
-    lines = difflib.unified_diff(shown(old).splitlines(), shown(new).splitlines(), "parked", "edited", lineterm="")
+    lines = [*json_text.difference(shown(old), shown(new))]
+    if lines:
+        yield from (Text(head, style="bold") for head in ("--- parked", "+++ edited"))
     for line in lines:
-        bold = "bold" if line.startswith(("+++", "---")) else colours.get(line[:1], "")
-        yield Text(line, style=bold)
+        yield Text(line, style=colours.get(line[:1], ""))
 
 
 def _print_edited(judged: Judged, *, as_json: bool) -> int:
@@ -166,11 +166,14 @@ def _in_editor(text: str) -> str:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     with tempfile.TemporaryDirectory(prefix="hopline-edit-") as folder:
         path = Path(folder) / "body.json"
-        path.write_text(text + "\n")
+        path.write_text(text + "\n", encoding="utf-8")
         try:
             done = subprocess.run([*shlex.split(editor), str(path)], check=False)
         except OSError as error:
             raise UsageError(f"the editor {editor!r} cannot be started: {error}; set EDITOR") from error
         if done.returncode:
             raise UsageError(f"the editor {editor!r} ended with status {done.returncode}; nothing was done")
-        return path.read_text().removesuffix("\n")
+        try:
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"the editor {editor!r} did not save UTF-8: {error}; nothing was done") from error

@@ -7,21 +7,25 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from hopline.json_text import LEVELS, encoded, indented, is_deeper
+
 HEX_BYTES = 512
 """As much of a body that is no text is shown."""
+DEEP_CHARACTERS = 20_000
+"""As much is shown of a body that is nested too deep to be indented."""
 BLOCKS = " ▁▂▃▄▅▆▇█"
 PIPE_COLUMNS = 160
 """Nobody sees the width of a pipe: rather long lines than folded ones."""
 
 
 def print_json(value: Any) -> None:
-    """One JSON value, indented."""
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    """One JSON value, indented unless it is nested too deep."""
+    body = encoded(value)
+    typer.echo(indented(body) or body.decode())
 
 
 def console() -> Console:
@@ -56,11 +60,10 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def text_of(body: bytes) -> str | None:
-    """A body as text: JSON indented; None if it is no text."""
-    try:
-        return msgspec.json.format(body, indent=2).decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
+    """A body as text: JSON indented, unless it is nested too deep; None if it is no text."""
+    laid_out = indented(body)
+    if laid_out is not None:
+        return laid_out
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -71,6 +74,8 @@ def text_of(body: bytes) -> str | None:
 def shown(body: bytes) -> str:
     """A body for a person: as text, else the beginning of its bytes in hexadecimal."""
     text = text_of(body)
+    if is_deeper(body) and text is not None and len(text) > DEEP_CHARACTERS:
+        return f"{text[:DEEP_CHARACTERS]}\n… (cut: it is nested deeper than {LEVELS} levels; --raw shows all of it)"
     if text is not None:
         return text
     more = " …" if len(body) > HEX_BYTES else ""

@@ -7,6 +7,7 @@ from litestar import Response
 
 from hopline.console.formatting import HEX_BYTES, text_of
 from hopline.console.masking import Mask
+from hopline.json_text import is_deeper
 
 TEXT_CHARACTERS = 20_000
 """As much of a body is shown; all of it is in the download."""
@@ -21,6 +22,8 @@ class Body(msgspec.Struct, frozen=True):
     is_cut: bool
     bytes: int
     is_masked: bool
+    is_deep: bool = False
+    """It is JSON, perhaps, and nested too deep to be indented."""
 
 
 def body_of(body: bytes, mask: Mask | None) -> Body:
@@ -30,8 +33,14 @@ def body_of(body: bytes, mask: Mask | None) -> Body:
     if text is None:
         hexed = "" if mask is not None else body[:HEX_BYTES].hex(" ")
         return Body(hexed, is_text=False, is_cut=len(body) > HEX_BYTES, bytes=len(body), is_masked=mask is not None)
-    cut = text[:TEXT_CHARACTERS]
-    return Body(cut, is_text=True, is_cut=len(text) > TEXT_CHARACTERS, bytes=len(body), is_masked=mask is not None)
+    return Body(
+        text[:TEXT_CHARACTERS],
+        is_text=True,
+        is_cut=len(text) > TEXT_CHARACTERS,
+        bytes=len(body),
+        is_masked=mask is not None,
+        is_deep=is_deeper(shown),
+    )
 
 
 def pretty(body: bytes) -> str:

@@ -6,13 +6,14 @@ import struct
 from datetime import datetime
 from urllib.parse import quote
 
-import msgspec
 from markupsafe import Markup
 
 from hopline.clock import utcnow
+from hopline.json_text import indented
 
 THIN = "\u202f"
 """A narrow no-break space, between thousands and before a unit."""
+_LAYOUT = dict.fromkeys(map(ord, "\r\n\t"))
 HEX_BYTES = 512
 """As much of a body that is no text is shown."""
 
@@ -76,16 +77,18 @@ def one_line(text: str, characters: int = 300) -> str:
 
 
 def text_of(body: bytes) -> str | None:
-    """A body as text: JSON indented, and written so that no control character acts or hides; None if it is no text."""
-    try:
-        return visible(msgspec.json.format(body, indent=2).decode())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
+    """A body as text: JSON indented, and written so that no control character acts or hides; None if it is no text.
+
+    JSON that is nested too deep to be indented is text as it is.
+    """
+    laid_out = indented(body)
+    if laid_out is not None:
+        return visible(laid_out)
     try:
         text = body.decode()
     except UnicodeDecodeError:
         return None
-    return text if all(c.isprintable() or c in "\r\n\t" for c in text) else None
+    return text if _is_visible(text) else None
 
 
 def visible(text: str) -> str:
@@ -93,7 +96,14 @@ def visible(text: str) -> str:
 
     They are written as JSON writes them (RFC 8259, section 7), so that JSON stays the same JSON.
     """
+    if _is_visible(text):
+        return text
     return "".join(c if c.isprintable() or c in "\r\n\t" else _escaped(c) for c in text)
+
+
+def _is_visible(text: str) -> bool:
+    """Whether no character has to be escaped; not by each character, because a body may have a million."""
+    return text.translate(_LAYOUT).isprintable()
 
 
 def _escaped(character: str) -> str:

@@ -21,6 +21,7 @@ from hopline.console.desk import Desk
 from hopline.console.mailbox import Mailbox
 from hopline.console.signing_in import LINK_PATH
 from hopline.errors import UsageError
+from hopline.http_limits import LimitedProtocol
 
 STOP_SECONDS = 5
 KEEP_ALIVE_SECONDS = 75
@@ -59,6 +60,8 @@ def _config(console: Litestar, settings: ConsoleSettings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="none",
+        http=LimitedProtocol,
+        ws="none",
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -188,7 +188,7 @@ async def read_form(request: Http) -> Form:
 def _json_fields(body: bytes) -> list[tuple[str, str]]:
     try:
         value = msgspec.json.decode(body or b"{}", type=dict[str, str | float | bool | list[str]])
-    except msgspec.DecodeError as error:
+    except ValueError as error:  # msgspec.DecodeError, UnicodeDecodeError
         raise ClientException(f"the body is no JSON object of texts, numbers, flags and lists: {error}") from None
     fields: list[tuple[str, str]] = []
     for name, given in value.items():

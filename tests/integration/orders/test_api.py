@@ -458,3 +458,53 @@ async def test_the_description_is_there_without_the_internet(client: Client) -> 
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "Place an order" in page.text
     assert not re.search(r"<script|<link|<img|src=|url\(", page.text)
+
+
+LINE = '{"sku": "apple", "quantity": 1, "unit_price": "1.00"}'
+CUSTOMER = '{"email": "a@b.example", "name": "Ann: the first"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        ("/orders", f'{{"customer": {CUSTOMER}, "customer": {CUSTOMER}, "lines": [{LINE}]}}', "/customer"),
+        ("/orders", f'{{"customer": {CUSTOMER}, "lines": [{LINE}], "lines": [{LINE}]}}', "/lines"),
+        ("/orders", f'{{"customer": {CUSTOMER}, "lines": [{LINE}, {LINE[:-1]}, "sku": "b"}}]}}', "/lines/1/sku"),
+        ("/users", '{"email": "a@b.example", "\\u0065mail": "c@d.example"}', "/email"),
+        ("/users", '{"email": "a@b.example", "name": "", "name": ""}', "/name"),
+    ],
+)
+async def test_a_key_that_stands_twice_is_refused(any_client: Client, path: str, body: str, pointer: str) -> None:
+    document = problem(await any_client.post(path, content=body, headers=JSON), 400, "key-twice")
+
+    assert [error["pointer"] for error in document["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("name", ['"name": ""', '"name": "12:30: at noon"', '"name" : "\\":{}"'])
+async def test_colons_elsewhere_are_no_keys(any_client: Client, name: str) -> None:
+    answer = await any_client.post("/users", content=f'{{"email": "a@b.example", {name}}}', headers=JSON)
+
+    assert answer.status_code == 202, answer.text
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br, gzip", "deflate", "identity, gzip", ""])
+async def test_an_encoded_body_is_415(any_client: Client, coding: str) -> None:
+    refused = await any_client.post("/orders", json=GOOD, headers={"Content-Encoding": coding})
+    plain = await any_client.post("/orders", json=GOOD, headers={"Content-Encoding": "Identity"})
+
+    problem(refused, 415, "content-encoding")
+    assert refused.headers["accept-encoding"] == "identity"
+    assert plain.status_code == 202
+
+
+async def test_two_idempotency_keys_are_refused(any_client: Client) -> None:
+    headers = [("Idempotency-Key", "one"), ("Idempotency-Key", "two")]
+
+    problem(await any_client.post("/orders", json=GOOD, headers=headers), 400, "idempotency-key")
+
+
+@pytest.mark.parametrize("nested", ["[" * 600 + "]" * 600, '{"a":' * 600 + "1" + "}" * 600, "[" * 33 + "]" * 33])
+async def test_a_body_that_is_nested_too_deep_is_refused(any_client: Client, nested: str) -> None:
+    body = f'{{"customer": {CUSTOMER}, "lines": [{{"sku": "a", "quantity": 1, "unit_price": {nested}}}]}}'
+
+    problem(await any_client.post("/orders", content=body, headers=JSON), 400, "json-too-deep")

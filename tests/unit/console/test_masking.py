@@ -4,8 +4,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hopline.console.masking import DEPTH, MASK, Mask
+from hopline.console.masking import DEPTH, KNOWN_TEXTS, MASK, Mask
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
 
 
 @pytest.fixture
@@ -64,3 +69,90 @@ def test_what_is_nested_too_deep_to_be_looked_at_is_masked_as_a_whole(mask: Mask
         value = [value]
 
     assert b"secret" not in mask.body(msgspec.json.encode(value))
+
+
+def people(count: int) -> bytes:
+    return msgspec.json.encode([{"name": f"person {number}", "note": f"for {number}"} for number in range(count)])
+
+
+class Searched(str):
+    """A text that counts how often something is searched in it, and in how many characters."""
+
+    characters = 0
+
+    def replace(self, old: str, new: str, /, count: Any = -1) -> Searched:
+        Searched.characters += len(self)
+        return Searched(super().replace(old, new))
+
+
+def test_the_work_grows_as_the_body_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given that every text that is searched is counted
+    search = Mask.text
+    monkeypatch.setattr(Mask, "text", lambda mask, text: search(mask, Searched(text)))
+
+    def characters(count: int) -> int:
+        Searched.characters = 0
+        Mask({"name"}).body(people(count))
+        return Searched.characters
+
+    # When bodies of any size are masked
+    counts = {count: characters(count) for count in (10, 100, 1_000, 4_000)}
+
+    # Then each character is looked at for a bounded number of personal texts
+    for count, searched in counts.items():
+        assert searched <= KNOWN_TEXTS * len(people(count)), counts
+
+
+def test_more_personal_texts_than_can_be_searched_for_hide_every_text(mask: Mask) -> None:
+    shown = mask.body(people(KNOWN_TEXTS + 1))
+
+    assert b"person 7" not in shown
+    assert b"for 1" not in shown
+    assert "person 7" not in mask.text("for person 7")
+    assert mask.text("") == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"name": "Ann Lee", "total": 1e999}',
+        b'{"NAME" : {"first": "Ann Lee"}, "\\ud800": 1}',
+        b'{"id": ' + b"9" * 5_000 + b', "name": ["Ann Lee"]}',
+        b'{"name": "Ann Lee"',
+        b'{"name": "Ann Lee", "deep": ' + b"[" * 100 + b"]" * 100 + b"}",
+        b'\xff{"name": "Ann Lee"}',
+    ],
+)
+def test_json_that_cannot_be_decoded_shows_no_personal_field(mask: Mask, body: bytes) -> None:
+    assert b"Ann Lee" not in mask.body(body)
+
+
+def test_a_nul_neither_hides_nor_moves_a_text(mask: Mask) -> None:
+    given = {"name": "Ann\0Lee", "notes": ["a\0b", "for Ann\0Lee", "", "c"]}
+
+    assert masked(mask, given) == {"name": MASK, "notes": ["a\ufffdb", f"for {MASK}", "", "c"]}
+
+
+def test_long_runs_of_the_characters_of_addresses_are_searched_once(mask: Mask) -> None:
+    assert mask.text("x" * 300_000) == "x" * 300_000
+    assert mask.text("x" * 300_000 + "@y") == MASK
+    assert "a" not in mask.text("a@" * 100_000)
+
+
+@given(st.binary(max_size=300) | st.text(alphabet='[]{}",:\\1 \0nameAnLe', max_size=300).map(str.encode))
+def test_any_bytes_can_be_masked(body: bytes) -> None:
+    Mask({"name"}).body(body)
+
+
+@given(JSON)
+def test_any_json_is_masked_to_json_of_the_same_shape(value: Any) -> None:
+    found = masked(Mask({"name"}), {"it": value, "name": "Ann Lee"})
+
+    assert found["name"] == MASK
+    assert shape(found["it"]) == shape(msgspec.json.decode(msgspec.json.encode(value)))
+
+
+def shape(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: None if name.casefold() == "name" else shape(held) for name, held in value.items()}
+    return [shape(held) for held in value] if isinstance(value, list) else type(value)

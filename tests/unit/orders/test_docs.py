@@ -7,7 +7,8 @@ import msgspec
 
 from hopline import Hopline, Settings
 from orders import docs
-from orders.api import CustomerBody, LineBody, OrderBody, create_app
+from orders.api import _KEY, CustomerBody, LineBody, OrderBody, create_app
+from orders.problems import IDEMPOTENCY_KEY
 
 
 def test_every_route_is_described_and_nothing_else() -> None:
@@ -49,3 +50,11 @@ def test_every_reference_leads_somewhere() -> None:
 
     assert found
     assert {reference.removeprefix("#/components/schemas/") for reference in found} <= set(docs.SCHEMAS)
+
+
+def test_the_idempotency_key_is_described_as_it_is_checked() -> None:
+    (schema,) = (one["schema"] for one in docs.PATHS["/orders"]["post"]["parameters"] if one["name"] == IDEMPOTENCY_KEY)
+    lengths = range(schema["minLength"], schema["maxLength"] + 1)
+    for text in ("", "k", "k" * 255, "k" * 256, "a b", "é", "a\n", *map(chr, range(0x80))):
+        described = len(text) in lengths and re.fullmatch(schema["pattern"].strip("^$"), text) is not None
+        assert described == (_KEY.fullmatch(text.encode()) is not None), text

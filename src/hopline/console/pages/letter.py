@@ -6,15 +6,15 @@ shown. Who may not see personal data sees it masked, and may uncover it for a re
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
 from litestar import Response, get, post
 from litestar.exceptions import NotFoundException
 
-from hopline import deadletter_queries, repair
+from hopline import deadletter_queries, json_text, repair
 from hopline.auditlog import Recorded, letter_target, recent
 from hopline.console.bodies import Body, body_of, download, pretty
 from hopline.console.desk import Desk
@@ -25,6 +25,7 @@ from hopline.console.revealing import reveal
 from hopline.console.web import Done, Form, access, action, checked_form, desk_of, json_answer, page
 from hopline.deadletter_queries import Filter, Letter, WholeLetter
 from hopline.errors import MessageError, UsageError
+from hopline.json_text import compact, encoded
 from hopline.repair import Plan
 from hopline.repair.verdicts import version_of
 
@@ -213,15 +214,13 @@ async def whole_letter(desk: Desk, identifier: str) -> WholeLetter:
 
 def difference(before: bytes, after: bytes) -> tuple[DiffLine, ...]:
     """The lines in which two bodies differ, with some of their surroundings."""
-    lines = difflib.unified_diff(pretty(before).splitlines(), pretty(after).splitlines(), lineterm="")
-    return tuple(_diff_lines(lines))[:DIFF_LINES]
+    return tuple(islice(_diff_lines(json_text.difference(pretty(before), pretty(after))), DIFF_LINES))
 
 
 def _diff_lines(lines: Iterator[str]) -> Iterator[DiffLine]:
     kinds: dict[str, Literal["same", "add", "del", "gap"]] = {"+": "add", "-": "del", "@": "gap"}
     for line in lines:
-        if not line.startswith(("+++", "---")):
-            yield DiffLine(kinds.get(line[:1], "same"), line if line.startswith("@") else line[1:])
+        yield DiffLine(kinds.get(line[:1], "same"), line if line.startswith("@") else line[1:])
 
 
 async def _page(desk: Desk, identifier: str, mask: Mask | None) -> LetterPage:
@@ -234,7 +233,7 @@ async def _page(desk: Desk, identifier: str, mask: Mask | None) -> LetterPage:
     return LetterPage(
         letter=masked(whole.letter, mask),
         stack=whole.stack if mask is None else mask.text(whole.stack),
-        properties=pretty(msgspec.json.encode(properties)),
+        properties=pretty(encoded(properties)),
         body=body,
         verdict=judged.verdict.kind,
         advice=judged.verdict.text,
@@ -274,9 +273,9 @@ def _preview(desk: Desk, whole: WholeLetter, form: Form) -> PreviewPage:
 def _compact(text: str) -> bytes:
     """The body as it is sent: JSON without the blanks that made it readable."""
     try:
-        return msgspec.json.format(text.encode(), indent=-1)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise UsageError(f"the body is no JSON: {error}") from None
+        return compact(text)
+    except ValueError as error:
+        raise UsageError(f"the body is no JSON that can be edited: {error}") from None
 
 
 def _new_type(whole: WholeLetter, form: Form) -> tuple[str, int] | None:
@@ -284,8 +283,8 @@ def _new_type(whole: WholeLetter, form: Form) -> tuple[str, int] | None:
     known = (whole.letter.type, version_of(whole))
     if not name and not version:
         return None
-    if version and not version.isdecimal():
-        raise UsageError("the version is a whole number")
+    if version and not (version.isdecimal() and len(version) < 10):
+        raise UsageError("the version is a whole number of at most nine digits")
     chosen = (name or known[0], int(version) if version else known[1])
     return None if chosen == known else chosen
 

@@ -17,6 +17,7 @@ from hopline.console.masking import Mask
 from hopline.console.request import Http
 from hopline.console.revealing import reveal
 from hopline.console.web import access, checked_form, desk_of, page
+from hopline.json_text import encoded
 from hopline.messages import Caused, DoneBy, FailedAttempt, Send, WholeMessage
 
 MESSAGE = "/messages/{message:str}"
@@ -93,7 +94,7 @@ def _page(whole: WholeMessage, mask: Mask | None) -> MessagePage:
         correlation_id=whole.correlation_id,
         cause_id=whole.cause_id,
         body=body,
-        properties=pretty(msgspec.json.encode(properties if mask is None else mask.value(properties))),
+        properties=pretty(encoded(properties if mask is None else mask.value(properties))),
         sends=whole.sends,
         attempts=tuple(
             msgspec.structs.replace(one, error=shown(one.error), stack=shown(one.stack)) for one in whole.attempts
