@@ -8,7 +8,6 @@ graph is visible and a missing dependency shows at the start, not at three in th
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,14 +240,6 @@ def test_every_import_goes_down() -> None:
     found = violations(read_tree())
 
     assert found == [], "\n" + "\n".join(found)
-
-
-def test_the_map_in_words_names_the_same_modules() -> None:
-    docstring = ast.get_docstring(ast.parse((SOURCE / "hopline" / "__init__.py").read_text())) or ""
-
-    named = {word.rstrip("/") for row in re.findall(r"^ +\d+ +(.+)$", docstring, re.MULTILINE) for word in row.split()}
-
-    assert named == set(rows_of(HOPLINE))
 
 
 TABLES = {"hopline": "low beside\n high\n amqp", "orders": "domain\n api handlers"}
