@@ -16,12 +16,22 @@ from typing import Protocol
 from uuid import uuid4
 
 import pytest
+import structlog
 
 from hopline import Node, find_sbin
 from tests.support.postgres import Postgres, find_postgres
 from tests.support.vhosts import create_vhost, delete_vhost
 
 _numbers = count(1)
+
+# structlog's own tracebacks show every frame's locals: a second each, which a test on a busy machine does not have.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 class NodeFactory(Protocol):
