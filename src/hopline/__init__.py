@@ -2,7 +2,7 @@
 
 The layers, lowest first; a module imports lower layers only:
 
-    0  errors clock settings failpoints metrics
+    0  errors clock redaction environment settings failpoints metrics
     1  message outcome fingerprint
     2  codec retry topology breaker
     3  broker handlers rows schema migrations database
@@ -23,6 +23,7 @@ from hopline.app import Hopline, Producer, Working
 from hopline.audit import Audit, EndpointAudit
 from hopline.clock import id_time, new_id, utcnow
 from hopline.database import Database, Transaction, Write, now
+from hopline.environment import EnvironmentSettings, Url
 from hopline.errors import (
     BrokerUnavailable,
     CommitUnknown,
@@ -48,6 +49,7 @@ from hopline.message import Envelope, message
 from hopline.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from hopline.node import Node, find_sbin, free_ports
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
+from hopline.redaction import redacted
 from hopline.retry import RetryPolicy
 from hopline.rows import Dialect, Made, Rows, as_json, insert
 from hopline.schema import UtcTime
@@ -73,6 +75,7 @@ __all__ = [
     "Done",
     "EndpointAudit",
     "Envelope",
+    "EnvironmentSettings",
     "Handlers",
     "Hopline",
     "HoplineError",
@@ -97,6 +100,7 @@ __all__ = [
     "Transaction",
     "Undecodable",
     "UnknownType",
+    "Url",
     "UsageError",
     "UtcTime",
     "Working",
@@ -112,6 +116,7 @@ __all__ = [
     "metrics_text",
     "new_id",
     "now",
+    "redacted",
     "request_hash",
     "run",
     "started",

@@ -37,6 +37,7 @@ from hopline.errors import (
     UsageError,
 )
 from hopline.message import Envelope, type_of
+from hopline.redaction import redacted
 from hopline.rows import Dialect, Parameters
 
 LOCK_TIMEOUT_SECONDS = 2.0
@@ -382,7 +383,10 @@ class Database:
         """UsageError that says what to do if the tables are of another version, or a program's are missing."""
         async with self.reading() as connection:
             state = await connection.run_sync(migrations.read)
-        migrations.check(state, [table for metadata in programs for table in metadata.tables])
+        try:
+            migrations.check(state, [table for metadata in programs for table in metadata.tables])
+        except UsageError as error:
+            raise UsageError(f"{error} (the database is {redacted(str(self.url))})") from None
 
     async def close(self) -> None:
         """Closes all connections."""

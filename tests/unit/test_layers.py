@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 HOPLINE = """
-    errors clock
-    settings failpoints metrics
-    message outcome fingerprint
+    errors clock redaction
+    environment failpoints metrics
+    settings message outcome fingerprint
     codec retry topology breaker
     broker handlers rows schema
     migrations
@@ -37,7 +37,7 @@ HOPLINE = """
 
 ORDERS = """
     domain
-    docs mailbox messages problems serving smtp
+    docs mailbox messages problems serving settings smtp
     letters mailer store
     deciding lookups placing
     api catalogue emails handlers

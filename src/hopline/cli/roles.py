@@ -40,11 +40,12 @@ def migrate(app: AppOption = "", as_json: JsonOption = False) -> None:
 
     Safe to repeat. Stop the roles and back the database up before you go to a new version: there is no way back.
     """
-    done = asyncio.run(load(app).migrate())
+    program = load(app)
+    done = asyncio.run(program.migrate())
     if as_json:
         print_json(done)
     else:
-        typer.echo(_told(done))
+        typer.echo(f"{_told(done)}\nThe database is {program.settings.places()['database']}.")
 
 
 def _told(done: Migration) -> str:
