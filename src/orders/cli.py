@@ -153,7 +153,7 @@ async def send(
 def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000) -> None:
     """Serve the HTTP API. SIGTERM lets requests finish, then drains."""
     settings = Settings.from_environment()
-    server = uvicorn.Server(
+    server = serving.Server(
         uvicorn.Config(
             wiring.create_api,
             factory=True,
@@ -181,7 +181,7 @@ def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The por
         if not server.started:
             raise UsageError(f"the API could not start on {host}:{port}; the log above says why")
 
-    raise typer.Exit(run(serve, settings))
+    raise typer.Exit(run(serve, settings, role="api"))
 
 
 @app.command(name="mailbox")

@@ -8,8 +8,11 @@ event loop leaves together.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
@@ -45,6 +48,15 @@ class Joining:
         if self._held:
             held, self._held = self._held, []
             self._transport.write(b"".join(held))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, without its own signal handling, which ends open requests at a second SIGINT."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the process's signals as they are: hopline.run drains."""
+        yield
 
 
 class Protocol(HttpToolsProtocol):

@@ -26,13 +26,15 @@ def add_to(app: typer.Typer) -> None:
 def worker(app: str, queue: list[str] | None) -> None:
     """Handles messages until told to stop; workers.py has it as a command."""
     program = load(app)
-    raise typer.Exit(service.run(lambda stop: _work(program, tuple(queue or ()), stop), program.settings))
+    raise typer.Exit(
+        service.run(lambda stop: _work(program, tuple(queue or ()), stop), program.settings, role="worker")
+    )
 
 
 def relay(app: AppOption = "") -> None:
     """Send what waits in the outbox until told to stop. Workers and APIs do it too; this adds a process for it."""
     program = load(app)
-    raise typer.Exit(service.run(lambda stop: _relay(program, stop), program.settings))
+    raise typer.Exit(service.run(lambda stop: _relay(program, stop), program.settings, role="relay"))
 
 
 def migrate(app: AppOption = "", as_json: JsonOption = False) -> None:
