@@ -12,7 +12,7 @@ The layers, lowest first; a module imports lower layers only:
     7  relay worker timeline messages search audit repair
     8  status
     9  app service node
-    10 health
+    10 health watch
     11 console
     12 cli
 

@@ -30,7 +30,7 @@ HOPLINE = """
     relay worker timeline messages search audit repair
     status
     app service node
-    health
+    health watch
     console
     cli
 """

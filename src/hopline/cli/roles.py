@@ -13,6 +13,7 @@ from hopline.cli.context import AppOption, JsonOption, load
 from hopline.cli.output import print_json
 from hopline.health import serving
 from hopline.migrations import Migration
+from hopline.watch import watching
 
 log = structlog.get_logger("hopline")
 
@@ -61,7 +62,12 @@ def _told(done: Migration) -> str:
 
 
 async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) -> None:
-    async with serving(program.settings) as health, program.working(queues=queues) as working:
+    longest = max((endpoint.deadline_seconds for endpoint in program.handlers), default=0.0)
+    async with (
+        watching(longest, program.settings.overrun_seconds, program.settings.drain_seconds) as watch,
+        serving(program.settings) as health,
+        program.working(queues=queues) as working,
+    ):
         health.watch(working.producer)
         log.info("worker started", instance=working.producer.instance, queues=list(working.queues))
         await service.until_stopped(
@@ -70,6 +76,7 @@ async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) 
             working.worker.crashed,
             working.consumer.failed,
             *working.producer.failures,
+            watch.left_behind,
         )
         health.draining()
         log.info("worker draining", unsettled=working.worker.busy)

@@ -25,6 +25,7 @@ from hopline.handlers import Endpoint
 from hopline.message import Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.retry import again_at_once, decide
+from hopline.worker.calls import Call
 
 
 class Member(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -155,14 +156,22 @@ async def _try(endpoint: Endpoint, tx: Transaction | None, member: Member) -> Ha
         tx.cause = member.envelope
         arguments["tx"] = tx
     if endpoint.blocking:
-        return handled_of(await asyncio.to_thread(endpoint.function, member.message, **arguments), endpoint)
-    return handled_of(await endpoint.function(member.message, **arguments), endpoint)
+        return handled_of(await asyncio.to_thread(_call_in_thread, endpoint, member, arguments), endpoint)
+    with Call(endpoint, [member]):
+        answer = await endpoint.function(member.message, **arguments)
+    return handled_of(answer, endpoint)
+
+
+def _call_in_thread(endpoint: Endpoint, member: Member, arguments: dict[str, Any]) -> object:
+    with Call(endpoint, [member], in_thread=True):
+        return endpoint.function(member.message, **arguments)
 
 
 async def _call_list(endpoint: Endpoint, tx: Transaction, members: list[Member]) -> list[Handled]:
     """Calls a handler that takes a list; its answer is one entry a member, in order, or None for 'all done'."""
     arguments = {"envelope": [member.envelope for member in members]} if endpoint.takes_envelope else {}
-    answer = await endpoint.function([member.message for member in members], tx=tx, **arguments)
+    with Call(endpoint, members):
+        answer = await endpoint.function([member.message for member in members], tx=tx, **arguments)
     if answer is None:
         return [Handled(Done())] * len(members)
     if not isinstance(answer, list) or len(answer) != len(members):
