@@ -7,6 +7,7 @@ from hopline.app import Hopline, Producer, Working
 from hopline.audit import Audit, EndpointAudit
 from hopline.clock import id_time, new_id, utcnow
 from hopline.database import Database, Transaction, Write, now
+from hopline.environment import EnvironmentSettings, Url
 from hopline.errors import (
     BrokerUnavailable,
     CommitUnknown,
@@ -34,6 +35,7 @@ from hopline.message import Envelope, message
 from hopline.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from hopline.node import Node, find_sbin, free_ports
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
+from hopline.redaction import redacted
 from hopline.retry import RetryPolicy
 from hopline.rows import Dialect, Made, Rows, as_json, insert
 from hopline.schema import UtcTime
@@ -59,6 +61,7 @@ __all__ = [
     "Done",
     "EndpointAudit",
     "Envelope",
+    "EnvironmentSettings",
     "Handlers",
     "Hopline",
     "HoplineError",
@@ -84,6 +87,7 @@ __all__ = [
     "TransactionAborted",
     "Undecodable",
     "UnknownType",
+    "Url",
     "UsageError",
     "UtcTime",
     "Working",
@@ -100,6 +104,7 @@ __all__ = [
     "metrics_text",
     "new_id",
     "now",
+    "redacted",
     "request_hash",
     "run",
     "started",

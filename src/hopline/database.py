@@ -45,6 +45,7 @@ from hopline.errors import (
 from hopline.message import Envelope
 from hopline.outcome import LONGEST_DELAY_SECONDS, checked_delay
 from hopline.outgoing import envelope_of_message
+from hopline.redaction import redacted
 from hopline.rows import Dialect, Parameters
 
 LOCK_TIMEOUT_SECONDS = 2.0
@@ -487,7 +488,10 @@ class Database:
         """UsageError that says what to do if the tables are of another version, or a program's are missing."""
         async with self.reading() as connection:
             state = await connection.run_sync(migrations.read)
-        migrations.check(state, [table for metadata in programs for table in metadata.tables])
+        try:
+            migrations.check(state, [table for metadata in programs for table in metadata.tables])
+        except UsageError as error:
+            raise UsageError(f"{error} (the database is {redacted(str(self.url))})") from None
 
     async def close(self) -> None:
         """Closes all connections."""

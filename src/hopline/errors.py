@@ -2,7 +2,8 @@
 
     HoplineError
     ├── UsageError                 our mistake: fix the code or the configuration; retrying is pointless
-    │   └── TopologyMismatch       a queue or exchange exists on the broker with other arguments
+    │   ├── TopologyMismatch       a queue or exchange exists on the broker with other arguments
+    │   └── EndlessHandler         a handler went on long after its deadline: only the end of its process stops it
     ├── MessageError               their bad message: park it, it can never succeed as it is
     │   ├── Undecodable            the bytes are not what the type says
     │   ├── UnknownType            no such message type or version in this program
@@ -21,6 +22,8 @@ An error's text says what happened and what to do next; its fields carry what a 
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class HoplineError(Exception):
@@ -41,6 +44,18 @@ class TopologyMismatch(UsageError):
             f"(`rabbitmqctl delete_queue {name}`) and start again."
         )
         self.name = name
+
+
+class EndlessHandler(UsageError):
+    """A handler went on long after its deadline, and nothing stops it but the end of its process."""
+
+    def __init__(self, endpoint: str, message_ids: Sequence[str]) -> None:
+        super().__init__(
+            f"the handler of {endpoint} has not ended long after its deadline, for {', '.join(message_ids[:5])}: its "
+            "stack is in the log above; give everything that it waits for a timeout"
+        )
+        self.endpoint = endpoint
+        self.message_ids = tuple(message_ids)
 
 
 class MessageError(HoplineError):

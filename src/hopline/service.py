@@ -1,6 +1,15 @@
-"""A role as a process: uvloop, logging, signals. SIGTERM and SIGINT drain; a second one stops at once.
+"""A role as a process: uvloop, logging, signals. SIGTERM and SIGINT drain; a later one stops at once.
 
-Exit status: 0 after a clean stop, 1 when the role failed (the reason is the last line of its log).
+| Exit status | Meaning |
+|---|---|
+| 0 | it was told to stop, and drained |
+| 1 | it was told again, and stopped without draining; or a bug, whose traceback is in the log |
+| 2 | our mistake: the settings, the program or the tables have to change before it can run |
+| 3 | the outside failed: RabbitMQ or the database; trying again may help |
+| 5 | a handler never ended, so the process ended itself (watch/); 137 (SIGKILL) if only its watcher could end it |
+| 6 | a task that the program made itself raised SystemExit or KeyboardInterrupt: it ended at once, as by a crash |
+
+(4 is of `hopline topology`.) The reason is the last line of its log.
 """
 
 from __future__ import annotations
@@ -11,20 +20,51 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import uvloop
 
 from hopline import failpoints
-from hopline.errors import HoplineError, UsageError
+from hopline.errors import EndlessHandler, HoplineError, UsageError
 from hopline.settings import Settings
 
 GC_OBJECTS = 20_000
 """So many new objects that could be in a cycle are a few MB."""
 
+SAME_WISH_SECONDS = 2.0
+"""Signals so close together are one wish to stop.
+
+`timeout`, process managers and terminals signal the whole process group, and a parent in it passes its own on.
+"""
+CLOSE_SECONDS = 5.0
+"""How long a process that is done waits for threads that handlers have left behind."""
+ENDLESS_STATUS = 5
+TASK_EXIT_STATUS = 6
+
 log = structlog.get_logger("hopline")
+
+
+class Stopping:
+    """What the signals to stop of one process mean: the first drains, a later one stops at once."""
+
+    def __init__(self, stop: asyncio.Event, at_once: Callable[[], object]) -> None:
+        self._stop = stop
+        self._at_once = at_once
+        self._first_at: float | None = None
+
+    def told(self, now: float | None = None) -> None:
+        """A signal came. `now` is in seconds of the monotonic clock."""
+        now = time.monotonic() if now is None else now
+        if self._first_at is None:
+            self._first_at = now
+            log.info("told to stop: drains", a_further_signal=f"stops at once, from {SAME_WISH_SECONDS:g} s on")
+            self._stop.set()
+        elif now - self._first_at > SAME_WISH_SECONDS:
+            self._at_once()
 
 
 def configure_logging(settings: Settings) -> None:
@@ -50,40 +90,65 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr)
 
 
-def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], settings: Settings) -> int:
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], settings: Settings, *, role: str = "") -> int:
     """Runs a role to its end: `main` gets an event that is set when the process is told to stop.
 
-    Returns the exit status: 0, 1 if it was told twice and did not drain, 2 for our mistake, 3 for the outside's.
+    Returns the exit status. A role that uses the database and the broker gives its name, for the first line of its log.
     """
     configure_logging(settings)
     failpoints.install(os.environ)
+    if role:
+        log.info("starting", role=role, **settings.places())
 
     async def guarded() -> int:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-
-        def told() -> None:
-            if stop.is_set():
-                task.cancel()
-            stop.set()
-
+        stopping = Stopping(stop, task.cancel)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told)
+            loop.add_signal_handler(number, stopping.told)
         try:
             await main(stop)
         except HoplineError as error:
             log.error("stopped", reason=str(error), kind=type(error).__name__)
-            return 2 if isinstance(error, UsageError) else 3
+            return _status_of(error)
         return 0
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(guarded())
-    except asyncio.CancelledError:
-        log.error("stopped at once, without draining")
-        return 1
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            status = runner.run(guarded())
+        except asyncio.CancelledError:
+            log.error("stopped at once, without draining")
+            status = 1
+        except (SystemExit, KeyboardInterrupt):
+            # Out of a task of its own, asyncio passes these through the loop. The worker's row in hopline_workers stays:
+            # if a message has done it, that is the evidence by which the quarantine parks it in the end.
+            log.critical("a task of the program ended the process", exc_info=True)
+            _end_now(TASK_EXIT_STATUS)
+        leaving = threading.Timer(CLOSE_SECONDS, _leave, [status])
+        leaving.daemon = True
+        leaving.start()
+    leaving.cancel()
+    return status
+
+
+def _status_of(error: HoplineError) -> int:
+    if isinstance(error, EndlessHandler):
+        return ENDLESS_STATUS
+    return 2 if isinstance(error, UsageError) else 3
+
+
+def _leave(status: int) -> None:
+    """The loop cannot be closed while a thread of its executor runs, and nothing ends a thread but the process."""
+    log.error("ends without waiting any longer for threads that handlers have left behind")
+    _end_now(status)
+
+
+def _end_now(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def started() -> None:

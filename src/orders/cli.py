@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-import uvicorn
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -152,7 +151,7 @@ async def send(
 def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000) -> None:
     """Serve the HTTP API. SIGTERM lets requests finish, then drains."""
     settings = Settings.from_environment()
-    server = uvicorn.Server(serving.config(wiring.create_api, host, port, drain_seconds=settings.drain_seconds))
+    server = serving.Server(serving.config(wiring.create_api, host, port, drain_seconds=settings.drain_seconds))
 
     async def serve(stop: asyncio.Event) -> None:
         await wiring.app.check()  # before uvicorn starts, whose account of a failed start is a long trace
@@ -165,7 +164,7 @@ def api(host: str = "127.0.0.1", port: Annotated[int, typer.Option(help="The por
         if not server.started:
             raise UsageError(f"the API could not start on {host}:{port}; the log above says why")
 
-    raise typer.Exit(run(serve, settings))
+    raise typer.Exit(run(serve, settings, role="api"))
 
 
 @app.command(name="mailbox")

@@ -19,6 +19,7 @@ from hopline import UsageError
 from hopline.console import Mail, WholeMail
 from orders.mailbox import LIMIT_BYTES
 from orders.mailbox import Mail as Line
+from orders.settings import OrdersSettings
 
 LEDGER = "ORDERS_MAIL_LEDGER"
 CHUNK_BYTES = 1 << 18
@@ -110,7 +111,7 @@ def _content(part: EmailMessage | None) -> str:
 
 def mailbox() -> LedgerMailbox:
     """The mailbox whose ledger ORDERS_MAIL_LEDGER names: for `hopline console --mailbox orders.console:mailbox`."""
-    path = os.environ.get(LEDGER, "")
+    path = OrdersSettings.from_environment().mail_ledger
     if not path:
         raise UsageError(f"{LEDGER} is not set: the file that `orders mailbox --ledger` writes")
     return LedgerMailbox(Path(path))

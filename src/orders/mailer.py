@@ -16,14 +16,12 @@ answer that cannot be read. After that replies.py reads each answer, and evidenc
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from collections import deque
 from collections.abc import Mapping
 from email.utils import parseaddr
 from types import TracebackType
 from typing import cast
-from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 
@@ -31,6 +29,7 @@ from hopline import UsageError
 from orders.domain import normalise_email
 from orders.evidence import Evidence
 from orders.replies import printable
+from orders.settings import OrdersSettings, smtp_server
 from orders.smtp import Connection, Mail, MailServerDown, MailUnavailable, RefusalUnclear
 
 CONNECTIONS = 8
@@ -40,8 +39,7 @@ ANSWER_SECONDS = 15.0
 """For one answer of the server. With the two above it stays below a handler's deadline of 30 s, mostly."""
 QUIT_SECONDS = 1.0
 
-DEFAULT_URL = "smtp://127.0.0.1:1025"
-DEFAULT_FROM = "Orders <orders@example.com>"
+_DEFAULTS = OrdersSettings()
 
 
 class Mailer:
@@ -50,17 +48,12 @@ class Mailer:
     Safe for many tasks of one loop at once; at most `connections` mails are on their way at a time.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, sender: str = DEFAULT_FROM, *, connections: int = CONNECTIONS) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("smtp", "smtp+starttls", "smtps") or not parts.hostname:
-            raise UsageError(
-                f"ORDERS_SMTP_URL is smtp://, smtp+starttls:// or smtps://[USER:PASSWORD@]HOST[:PORT], not {url!r}"
-            )
-        self._host = parts.hostname
-        self._port = parts.port or {"smtp": 25, "smtp+starttls": 587, "smtps": 465}[parts.scheme]
-        self._scheme = parts.scheme
-        self._user = unquote(parts.username) if parts.username else None
-        self._password = unquote(parts.password) if parts.password else None
+    def __init__(
+        self, url: str = _DEFAULTS.smtp_url, sender: str = _DEFAULTS.mail_from, *, connections: int = CONNECTIONS
+    ) -> None:
+        server = smtp_server(url)
+        self._host, self._port, self._scheme = server.host, server.port, server.scheme
+        self._user, self._password = server.user, server.password
         self.sender, address = _sender(sender)
         self._envelope_sender = address.encode("ascii")
         self.domain = address.rpartition("@")[2]
@@ -79,8 +72,8 @@ class Mailer:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Mailer:
         """Reads ORDERS_SMTP_URL and ORDERS_MAIL_FROM."""
-        environment = os.environ if environment is None else environment
-        return cls(environment.get("ORDERS_SMTP_URL", DEFAULT_URL), environment.get("ORDERS_MAIL_FROM", DEFAULT_FROM))
+        settings = OrdersSettings.from_environment(environment)
+        return cls(settings.smtp_url, settings.mail_from)
 
     async def __aenter__(self) -> Mailer:
         self._closed = False

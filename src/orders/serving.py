@@ -8,7 +8,8 @@ event loop leaves together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import uvicorn
@@ -50,6 +51,15 @@ class Joining:
         if self._held:
             held, self._held = self._held, []
             self._transport.write(b"".join(held))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, without its own signal handling, which ends open requests at a second SIGINT."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the process's signals as they are: hopline.run drains."""
+        yield
 
 
 class Protocol(LimitedProtocol):

@@ -8,9 +8,10 @@ from collections import Counter
 
 import pytest
 
+from hopline.service import ENDLESS_STATUS
 from tests.faults import scenarios
 from tests.faults.forms import shortly_on
-from tests.faults.programs import troubled
+from tests.faults.programs import endless, troubled
 from tests.faults.programs.running import Program, program
 from tests.support import oracle
 from tests.support.system import DEADLINE_SECONDS, System
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900
 
 TROUBLED = troubled.__name__
 NEIGHBOURS = 500
+STUCK_NEIGHBOURS = 60
 
 
 async def test_a_worker_killed_before_its_commit(running: System) -> None:
@@ -97,6 +99,26 @@ async def test_a_message_that_kills_its_worker(running: System) -> None:
     assert worker.restarts == 3
     assert len(taken) == neighbours
     assert set(taken.values()) == {1}
+
+
+@shortly_on("postgres")
+@pytest.mark.parametrize(("way", "workers"), [("spins", 3), ("holds-the-lock", 1), ("swallows", 1)])
+async def test_a_handler_that_never_ends(running: System, way: str, workers: int) -> None:
+    """Its worker ends, long after the deadline; three deaths park the message, and its neighbours are done."""
+    variables = {"HOPLINE_PREFETCH": "20", "HOPLINE_HEARTBEAT_SECONDS": "0.3", "HOPLINE_OVERRUN_SECONDS": "1"}
+    async with program(running, endless.__name__, **variables) as troubled_program:
+        await troubled_program.run(endless.__name__, str(STUCK_NEIGHBOURS), way)
+        roles = [await troubled_program.start_worker() for _ in range(workers)]
+        await _until_quiet(troubled_program)
+
+        parked = await troubled_program.rows("SELECT reason, body FROM hopline_dead_letters")
+        taken = Counter(await troubled_program.rows("SELECT id FROM taken"))
+    assert [(reason, f'"way":"{way}"'.encode() in bytes(body)) for reason, body in parked] == [("killed-workers", True)]
+    assert 3 <= sum(role.restarts for role in roles) <= 3 + workers
+    assert len(taken) == STUCK_NEIGHBOURS
+    assert set(taken.values()) == {1}
+    ended = "ended with status -9" if way == "holds-the-lock" else f"ended with status {ENDLESS_STATUS}"
+    assert any(ended in line for line in troubled_program.log)
 
 
 @shortly_on("sqlite")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 HOPLINE = """
-    errors clock json_text
-    settings failpoints metrics database_url
-    message outcome fingerprint
+    errors clock json_text redaction
+    environment failpoints metrics database_url
+    settings message outcome fingerprint
     failure
     codec retry topology breaker
     broker handlers rows schema
@@ -30,14 +30,14 @@ HOPLINE = """
     relay worker timeline messages search audit repair
     status
     app service node
-    health http_limits
+    health http_limits watch
     console
     cli
 """
 
 ORDERS = """
     domain evidence replies
-    docs json_keys mailbox messages problems serving smtp
+    docs json_keys mailbox messages problems serving settings smtp
     letters mailer store
     deciding lookups placing
     api catalogue emails handlers

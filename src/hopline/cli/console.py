@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -48,7 +49,8 @@ def console(
     settings = msgspec.structs.replace(settings, **given)
     settings.check()
     mails = _mailbox(mailbox) if mailbox else None
-    raise typer.Exit(service.run(lambda stop: serve(program, settings, stop, mailbox=mails), program.settings))
+    main = partial(serve, program, settings, mailbox=mails)
+    raise typer.Exit(service.run(main, program.settings, role="console"))
 
 
 def _mailbox(reference: str) -> Any:

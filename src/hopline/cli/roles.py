@@ -13,6 +13,7 @@ from hopline.cli.context import AppOption, JsonOption, load
 from hopline.cli.output import print_json
 from hopline.health import serving
 from hopline.migrations import Migration
+from hopline.watch import watching
 
 log = structlog.get_logger("hopline")
 
@@ -26,13 +27,15 @@ def add_to(app: typer.Typer) -> None:
 def worker(app: str, queue: list[str] | None) -> None:
     """Handles messages until told to stop; workers.py has it as a command."""
     program = load(app)
-    raise typer.Exit(service.run(lambda stop: _work(program, tuple(queue or ()), stop), program.settings))
+    raise typer.Exit(
+        service.run(lambda stop: _work(program, tuple(queue or ()), stop), program.settings, role="worker")
+    )
 
 
 def relay(app: AppOption = "") -> None:
     """Send what waits in the outbox until told to stop. Workers and APIs do it too; this adds a process for it."""
     program = load(app)
-    raise typer.Exit(service.run(lambda stop: _relay(program, stop), program.settings))
+    raise typer.Exit(service.run(lambda stop: _relay(program, stop), program.settings, role="relay"))
 
 
 def migrate(app: AppOption = "", as_json: JsonOption = False) -> None:
@@ -40,11 +43,12 @@ def migrate(app: AppOption = "", as_json: JsonOption = False) -> None:
 
     Safe to repeat. Stop the roles and back the database up before you go to a new version: there is no way back.
     """
-    done = asyncio.run(load(app).migrate())
+    program = load(app)
+    done = asyncio.run(program.migrate())
     if as_json:
         print_json(done)
     else:
-        typer.echo(_told(done))
+        typer.echo(f"{_told(done)}\nThe database is {program.settings.places()['database']}.")
 
 
 def _told(done: Migration) -> str:
@@ -58,7 +62,12 @@ def _told(done: Migration) -> str:
 
 
 async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) -> None:
-    async with serving(program.settings) as health, program.working(queues=queues) as working:
+    longest = max((endpoint.deadline_seconds for endpoint in program.handlers), default=0.0)
+    async with (
+        watching(longest, program.settings.overrun_seconds, program.settings.drain_seconds) as watch,
+        serving(program.settings) as health,
+        program.working(queues=queues) as working,
+    ):
         health.watch(working.producer)
         log.info("worker started", instance=working.producer.instance, queues=list(working.queues))
         await service.until_stopped(
@@ -67,6 +76,7 @@ async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) 
             working.worker.crashed,
             working.consumer.failed,
             *working.producer.failures,
+            watch.left_behind,
         )
         health.draining()
         log.info("worker draining", unsettled=working.worker.busy)

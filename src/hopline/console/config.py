@@ -7,12 +7,12 @@ of its log. On an address that others reach it refuses to start without a passwo
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import msgspec
 
+from hopline.environment import EnvironmentSettings, Port, Secret
 from hopline.errors import UsageError
 
 PREFIX = "HOPLINE_CONSOLE_"
@@ -24,22 +24,25 @@ SECRET_CHARACTERS = 32
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
-class ConsoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ConsoleSettings(EnvironmentSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of one console; `ConsoleSettings.from_environment()` reads them."""
+
+    PREFIX: ClassVar[str] = PREFIX
+    ALSO_KNOWN: ClassVar[frozenset[str]] = frozenset({"HOPLINE_CONSOLE_MAILBOX"})  # `hopline console`
 
     host: str = "127.0.0.1"
     """The address to listen on."""
-    port: int = 8100
+    port: Port = 8100
     """The port to listen on."""
-    operator_password: str = ""
+    operator_password: Secret = ""
     """Signs in who may look and act."""
-    viewer_password: str = ""
+    viewer_password: Secret = ""
     """Signs in who may look, with personal data masked."""
-    secret: str = ""
+    secret: Secret = ""
     """Signs the cookies; empty: a random one of each process, so that a restart signs everybody out."""
-    link_token: str = ""
+    link_token: Secret = ""
     """The first one-time link's secret part; empty: a random one. Only without passwords."""
-    session_hours: float = 12.0
+    session_hours: Annotated[float, msgspec.Meta(ge=0.05, le=8_760)] = 12.0
     """How long a sign-in lasts."""
     path: str = ""
     """Where it is mounted, such as /console, if the outer application does not say so (ASGI's root_path)."""
@@ -51,29 +54,13 @@ class ConsoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Whether viewers may uncover personal data, for a reason that is written down."""
     title: str = ""
     """The program's name on every page; empty: Hopline."""
-    sample_seconds: float = 3.0
+    sample_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=3_600)] = 3.0
     """How often the flow is measured while somebody looks."""
-    streams: int = 100
+    streams: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     """Pages that are kept live at once; one more is told to try later."""
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> ConsoleSettings:
-        """Reads HOPLINE_CONSOLE_<NAME> for every field; UsageError names a value that does not parse."""
-        environment = os.environ if environment is None else environment
-        given = {
-            name: environment[PREFIX + name.upper()]
-            for name in cls.__struct_fields__
-            if PREFIX + name.upper() in environment
-        }
-        try:
-            settings = msgspec.convert(given, cls, strict=False)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"a {PREFIX}* environment variable does not parse: {error}") from None
-        settings.check()
-        return settings
-
     def check(self) -> None:
-        """Refuses what would be unsafe or cannot work."""
+        """Refuses what is in its range, and would be unsafe or cannot work."""
         for name in ("operator_password", "viewer_password"):
             if 0 < len(getattr(self, name)) < PASSWORD_CHARACTERS:
                 raise UsageError(f"{PREFIX}{name.upper()} has at least {PASSWORD_CHARACTERS} characters")
@@ -83,11 +70,6 @@ class ConsoleSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise UsageError(f"{PREFIX}SECRET has at least {SECRET_CHARACTERS} characters: openssl rand -hex 32")
         if not _PATH.fullmatch(self.path):
             raise UsageError(f"{PREFIX}PATH={self.path!r} is no path such as /console")
-        if not 0 <= self.port <= 65_535:
-            raise UsageError(f"{PREFIX}PORT={self.port} is no port")
-        for name in ("session_hours", "sample_seconds", "streams"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{PREFIX}{name.upper()} must be above 0")
 
     def check_listening(self) -> None:
         """UsageError if others could reach it, and nobody needs a password."""

@@ -31,6 +31,7 @@ from hopline.message import Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.outgoing import envelope_of_message
 from hopline.retry import again_at_once, decide
+from hopline.worker.calls import Call
 
 AttemptId = tuple[str, int, int]
 """Message id, run and attempt: what one execution of a handler belongs to."""
@@ -213,18 +214,20 @@ class HandlerCall:
             tx.cause = member.envelope
             arguments["tx"] = tx
         if endpoint.blocking:
-            answer = await asyncio.to_thread(_called, partial(endpoint.function, member.message, **arguments))
+            answer = await asyncio.to_thread(_called, endpoint, member, arguments)
             if isinstance(answer, _Raised):
                 raise answer.error
         else:
-            answer = await endpoint.function(member.message, **arguments)
+            with Call(endpoint, [member]):
+                answer = await endpoint.function(member.message, **arguments)
         return self._handled_of(answer, member)
 
     async def _list(self, tx: Transaction, members: Sequence[Member]) -> list[Handled]:
         """Calls a handler that takes a list; its answer is one entry a member, in order, or None for 'all done'."""
         endpoint = self._endpoint
         arguments = {"envelope": [member.envelope for member in members]} if endpoint.takes_envelope else {}
-        answer = await endpoint.function([member.message for member in members], tx=tx, **arguments)
+        with Call(endpoint, members):
+            answer = await endpoint.function([member.message for member in members], tx=tx, **arguments)
         if answer is None:
             return [Handled(Done())] * len(members)
         if type(answer) is not list or len(answer) != len(members):
@@ -273,13 +276,14 @@ class _Raised:
         self.error = error
 
 
-def _called(function: Callable[[], object]) -> object:
-    """Calls a function in a thread; returns what it raises too.
+def _called(endpoint: Endpoint, member: Member, arguments: dict[str, Any]) -> object:
+    """Calls the handler in a thread; returns what it raises too.
 
     A future cannot carry everything: StopIteration would leave its waiter without an answer.
     """
     try:
-        return function()
+        with Call(endpoint, [member], in_thread=True):
+            return endpoint.function(member.message, **arguments)
     except BaseException as error:  # noqa: BLE001 - raised again by the waiter
         return _Raised(
             error if not isinstance(error, StopIteration) else RuntimeError("the handler raised StopIteration")
