@@ -8,7 +8,7 @@ The layers, lowest first; a module imports lower layers only:
     3  broker handlers rows schema migrations database
     4  amqp/ management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
     5  history/ pausing draining batching live properties heartbeat recovery retention window
-    6  rabbitmq
+    6  rabbitmq/
     7  relay worker timeline messages search audit repair
     8  status
     9  app service node
