@@ -7,8 +7,8 @@ own, or asks RabbitMQ's management API, and ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from hopline import amqp, management
@@ -36,22 +36,29 @@ async def declare(channel: amqp.Channel, topology: Topology) -> None:
         raise TopologyMismatch(name, error.text) from error
 
 
-async def missing_queues(
-    connection: amqp.Connection, names: Sequence[str], *, doubtful: Collection[str] = ()
-) -> list[str]:
-    """The queues that do not exist; and of the doubtful ones also those that are empty: made anew, as it seems."""
-    missing = []
-    for name in names:
-        channel = await connection.channel()  # a missing queue closes its channel
-        try:
-            state = await channel.declare_queue(name, passive=True)
-        except amqp.NotFound:
-            missing.append(name)
-            continue
-        if name in doubtful and not state.messages:
-            missing.append(name)
-        await channel.close()
-    return missing
+@asynccontextmanager
+async def channel_of(connection: amqp.Connection) -> AsyncIterator[amqp.Channel]:
+    """A channel for the block. A block that is cancelled does not wait until RabbitMQ has closed it."""
+    channel = await connection.channel()
+    try:
+        yield channel
+    except asyncio.CancelledError:
+        await channel.close(0)
+        raise
+    except BaseException:
+        await channel.close(CLOSE_TIMEOUT_SECONDS)
+        raise
+    else:
+        await channel.close(CLOSE_TIMEOUT_SECONDS)
+
+
+async def look(connection: amqp.Connection, name: str) -> amqp.QueueState | None:
+    """The queue as it is; None if it is missing. A queue without a leader has no messages and no consumers here."""
+    try:
+        async with channel_of(connection) as channel:  # of its own: a missing queue closes it
+            return await channel.declare_queue(name, passive=True)
+    except amqp.NotFound:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def _links(links: Mapping[str, State]) -> Iterator[Metric]:
     blocked = GaugeMetricFamily("hopline_link_blocked", "1 while an alarm of RabbitMQ blocks it.", labels=["link"])
     reconnects = CounterMetricFamily("hopline_link_reconnects", "Connections that were lost.", labels=["link"])
     rebuilds = CounterMetricFamily(
-        "hopline_link_rebuilds", "Connections that the watchdog had made again.", labels=["link"]
+        "hopline_link_rebuilds", "Consumers that the watchdog had made again.", labels=["link"]
     )
     for name, link in links.items():
         ready.add_metric([name], float(link["ready"]))

@@ -162,6 +162,12 @@ class Node:
         """The Erlang VM's process, None while there is none."""
         return next((pid for pid in self._recorded_pids() if self._is_ours(pid)), None)
 
+    @property
+    def exit_status(self) -> int | None:
+        """How the process that was started has ended; None while it runs, or if there is none."""
+        process = self._process
+        return None if process is None else process.poll()
+
     def start(self, timeout_seconds: float = 60) -> None:
         """Starts the node and returns when a login has succeeded; does nothing if it runs.
 

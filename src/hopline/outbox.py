@@ -7,6 +7,7 @@ is known (sent), it was cancelled, or it is parked. Time is the database's alone
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -24,6 +25,10 @@ from hopline.rows import Dialect, Made, Parameters, Rows, as_json
 from hopline.schema import Id, Json, UtcTime, messages, outbox
 
 RETRY_AFTER_SECONDS = 5
+REFUSED_PAUSES = ((5.0, 1.0), (30.0, 5.0), (120.0, 20.0))
+"""How long a refused send waits, by how long it has been due: (due for less than these seconds, pause in seconds)."""
+REFUSED_CAP_SECONDS = 60.0
+"""The pause of one that has been due for longer."""
 
 
 class Sender(Protocol):
@@ -125,7 +130,7 @@ async def again(tx: Transaction, queue: str, sends: Sequence[tuple[str, int, int
 
 
 async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tuple[Send, int]]:
-    """Leases up to `limit` due rows to this process: (send, failed sends so far), in due order."""
+    """Leases up to `limit` due rows to this process: (send, returns so far), in due order."""
     due = (
         sa.select(outbox.c.id)
         .where(_is_due())
@@ -161,13 +166,25 @@ async def mark_unroutable(tx: Transaction, ids: Sequence[str]) -> None:
         )
 
 
-async def postpone(tx: Transaction, ids: Sequence[str], delay_seconds: float) -> None:
-    """Returned or refused: not sent, due again after the delay."""
+async def postpone_returned(tx: Transaction, ids: Sequence[str], delay_seconds: float) -> None:
+    """No queue took it: one return more, due again after the delay."""
     later = now(sa.bindparam("delay_seconds", delay_seconds, type_=sa.Float))
     if ids:
         await tx.execute(
             _unsent(tx.dialect).values(next_at=later, sends=outbox.c.sends + 1), _IDS.given(tx.dialect, id=sorted(ids))
         )
+
+
+async def postpone_refused(tx: Transaction, ids: Sequence[str]) -> None:
+    """The queue could not store it: due again after a pause that grows with how long it has been due.
+
+    So a pause needs no count of refusals, which could be taken for returns.
+    """
+    if ids:
+        jitter = random.uniform(0.5, 1.0)
+        pauses = [(outbox.c.due_at > now(-due_for), now(pause * jitter)) for due_for, pause in REFUSED_PAUSES]
+        later = sa.case(*pauses, else_=now(REFUSED_CAP_SECONDS * jitter))
+        await tx.execute(_unsent(tx.dialect).values(next_at=later), _IDS.given(tx.dialect, id=sorted(ids)))
 
 
 async def give_up_lease(tx: Transaction, ids: Sequence[str]) -> None:

@@ -193,17 +193,23 @@ class Relay:
 
     async def _store_unsent(self, unsent: list[tuple[Send, int, Published]]) -> None:
         limit = self._settings.returns_before_parking - 1
-        unknown = [send for send, _, outcome in unsent if outcome is Published.UNKNOWN]
-        parked = [s for s, failed, outcome in unsent if outcome is Published.RETURNED and failed >= limit]
-        gone = {send.id for send in (*unknown, *parked)}
-        postponed: dict[int, list[str]] = {}
-        for send, failed, _ in unsent:
-            if send.id not in gone:
-                postponed.setdefault(failed, []).append(send.id)
+        by_outcome: dict[Published, list[tuple[Send, int]]] = {outcome: [] for outcome in Published}
+        for send, returns, outcome in unsent:
+            by_outcome[outcome].append((send, returns))
+        unknown = [send.id for send, _ in by_outcome[Published.UNKNOWN]]
+        refused = [send.id for send, _ in by_outcome[Published.REFUSED]]
+        if self._can_send:  # the connection works, so it is their queue that does not answer
+            unknown, refused = [], [*refused, *unknown]
+        parked = [send for send, returns in by_outcome[Published.RETURNED] if returns >= limit]
+        returned: dict[int, list[str]] = {}
+        for send, returns in by_outcome[Published.RETURNED]:
+            if returns < limit:
+                returned.setdefault(returns, []).append(send.id)
         async with self._database.transaction() as tx:
-            await outbox.give_up_lease(tx, [send.id for send in unknown])
-            for failed, ids in postponed.items():
-                await outbox.postpone(tx, ids, min(POSTPONE_CAP_SECONDS, 2.0 ** min(failed, 10)))
+            await outbox.give_up_lease(tx, unknown)
+            await outbox.postpone_refused(tx, refused)
+            for returns, ids in returned.items():
+                await outbox.postpone_returned(tx, ids, min(POSTPONE_CAP_SECONDS, 2.0 ** min(returns, 10)))
             await park(tx, [unroutable(send) for send in parked])
             await outbox.mark_unroutable(tx, [send.id for send in parked])
 

@@ -162,7 +162,7 @@ outbox = sa.Table(
     sa.Column("destination", sa.String(255), nullable=False, doc="a queue's name; empty: all that are bound"),
     sa.Column("run", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("sends", sa.Integer, nullable=False, doc="sends that RabbitMQ returned or refused"),
+    sa.Column("sends", sa.Integer, nullable=False, doc="how often RabbitMQ returned it, as no queue took it"),
     sa.Column("suspect", sa.Boolean, nullable=False, server_default=sa.false(), doc="may kill its worker: runs alone"),
     sa.Column("due_at", DueTime, nullable=False, doc="when it was to be sent; later than now: scheduled"),
     sa.Column("next_at", DueTime, doc="due time and lease in one; NULL: sent or cancelled"),

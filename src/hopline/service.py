@@ -122,8 +122,8 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], settings: Se
             log.error("stopped at once, without draining")
             status = 1
         except (SystemExit, KeyboardInterrupt):
-            # Out of a task of its own, asyncio passes these through the loop. The worker's row in hopline_workers stays:
-            # if a message has done it, that is the evidence by which the quarantine parks it in the end.
+            # asyncio passes these from a task through its loop. The worker's row in hopline_workers stays: if a message
+            # has done it, the row is the evidence by which the quarantine parks that message in the end.
             log.critical("a task of the program ended the process", exc_info=True)
             _end_now(TASK_EXIT_STATUS)
         leaving = threading.Timer(CLOSE_SECONDS, _leave, [status])

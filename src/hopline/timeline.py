@@ -146,7 +146,7 @@ def _made(row: sa.Row[Any]) -> Iterator[Step]:
 def _sent(row: sa.Row[Any], of: sa.Row[Any], acts: Sequence[sa.Row[Any]]) -> Iterator[Step]:
     to = f"to the queue {row.destination}" if row.destination else "to all queues bound to it"
     which = f", run {row.run} attempt {row.attempt}" if row.run or row.attempt else ""
-    failures = f", {row.sends} failed sends" if row.sends else ""
+    failures = f", returned {row.sends} times" if row.sends else ""
     stored_at = id_time(row.id)
 
     def step(at: datetime, what: str, text: str, tone: Tone, **more: Any) -> Step:

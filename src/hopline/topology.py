@@ -214,14 +214,20 @@ def compare(declared: Topology, live: Live) -> Plan:
     exchanges = tuple(each for each in declared.exchanges if each.name not in live.exchanges)
     queues = tuple(each for each in declared.queues if each.name not in live.queues)
     bindings = tuple(each for each in declared.bindings if each not in live.bindings)
+    different = tuple(_different(declared, live))
+    # A queue or exchange that is refused gets no binding either: messages would come into what is not as declared.
+    refused = {(change.kind, change.name): change.name for change in different}
+    blocked = {
+        each: refused.get(("queue", each.queue)) or refused.get(("exchange", each.exchange)) or "" for each in bindings
+    }
     changes = [
         *(Change("missing", "exchange", each.name) for each in exchanges),
         *(Change("missing", "queue", each.name) for each in queues),
-        *(Change("missing", "binding", binding_name(each)) for each in bindings),
-        *_different(declared, live),
+        *(Change("missing", "binding", binding_name(each), steps=_wait_for(blocked[each])) for each in bindings),
+        *different,
         *_extra(declared, live),
     ]
-    return Plan(tuple(changes), Topology(exchanges, queues, bindings))
+    return Plan(tuple(changes), Topology(exchanges, queues, tuple(each for each in bindings if not blocked[each])))
 
 
 def binding_name(binding: Binding) -> str:
@@ -262,6 +268,10 @@ def _extra(declared: Topology, live: Live) -> Iterable[Change]:
     left_over = {each for each in live.bindings if each.exchange in own & known and each.queue in wanted}
     for binding in sorted(left_over - set(declared.bindings), key=binding_name):
         yield Change("extra", "binding", binding_name(binding), steps=_drop_binding(binding))
+
+
+def _wait_for(refused: str) -> tuple[str, ...]:
+    return (f"{refused!r} is not as declared: mend that first, then `hopline topology apply`",) if refused else ()
 
 
 def _mend_exchange(name: str) -> tuple[str, ...]:

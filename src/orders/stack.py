@@ -2,8 +2,9 @@
 
 `orders up`, `orders demo` and the tests start the same thing. Everything listens on 127.0.0.1, on ports that
 are free at the start; everything is kept below one folder; everything is stopped by the pid that was started.
-A role that dies is started again. While a stack runs, FOLDER/run.json says who and where; FOLDER/env.json
-stays behind, so that `hopline trace` and `hopline audit` find the database afterwards.
+A role that dies is started again, and so is the RabbitMQ node, on the same ports and data. While a stack runs,
+FOLDER/run.json says who and where; FOLDER/env.json stays behind, so that `hopline trace` and `hopline audit` find the
+database afterwards.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ RESTART_SECONDS = 0.5
 RESTART_CAP_SECONDS = 5.0
 STEADY_SECONDS = 10.0
 """A role that has run for so long and dies is started again without delay."""
+NODE_LOOK_SECONDS = 0.5
+"""How often the supervisor looks whether the RabbitMQ node lives."""
 LOG_LINE_BYTES = 1 << 16
 APP = "orders.wiring:app"
 
@@ -158,6 +161,56 @@ class Role:
             self._log(self.name, line.decode(errors="replace").rstrip())
 
 
+class NodeSupervisor:
+    """Starts a RabbitMQ node again when it dies, until it is stopped."""
+
+    def __init__(self, node: Node, log: Log, on_restart: Callable[[], None]) -> None:
+        self.restarts = 0
+        self._node = node
+        self._log = log
+        self._on_restart = on_restart
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to watch a node that runs."""
+        self._task = asyncio.create_task(self._supervise(), name="supervise rabbitmq")
+
+    async def stop(self) -> None:
+        """Ends the watch; a start that is under way is waited for, as a node must not be left behind."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while not await self._stopped_within(NODE_LOOK_SECONDS):
+            status = self._node.exit_status
+            if status is not None:
+                self._log("rabbitmq", f"the node ended with status {status}; starting it again")
+            elif not failures:
+                continue
+            pause = min(RESTART_CAP_SECONDS, RESTART_SECONDS * 2 ** min(failures, 8))
+            if not await self._stopped_within(pause):
+                failures = 0 if await self._start() else failures + 1
+
+    async def _start(self) -> bool:
+        try:
+            await asyncio.to_thread(self._node.start)
+        except (OutsideError, OSError) as error:
+            self._log("rabbitmq", f"the node could not be started: {error}")
+            return False
+        self.restarts += 1
+        self._log("rabbitmq", f"ready again at {self._node.url}")
+        self._on_restart()
+        return True
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return self._stopping.is_set()
+
+
 class Stack:
     """A running stack. Made by `running()`."""
 
@@ -175,6 +228,7 @@ class Stack:
         self.console_url = f"http://127.0.0.1:{self._console_port}"
         self._log = log
         self._started_at = utcnow()
+        self._node_supervisor = NodeSupervisor(self.node, log, self.write_files)
 
     @property
     def console_link(self) -> str:
@@ -208,6 +262,7 @@ class Stack:
         finally:
             await node
         self._log("rabbitmq", f"ready at {self.node.url}")
+        self._node_supervisor.start()
         await self.start_role("api", self._orders("api", "--port", self._api_port), self.api_url)
         for number in range(1, self.options.workers + 1):
             await self.start_role(f"worker-{number}", self._hopline("worker"))
@@ -220,6 +275,7 @@ class Stack:
         """Drains and stops: the console and the API first, then the workers, then what they need."""
         for prefix in ("console", "api", "worker", "mailbox"):
             await asyncio.gather(*(role.stop() for name, role in self.roles.items() if name.startswith(prefix)))
+        await self._node_supervisor.stop()
         await asyncio.to_thread(self.node.stop)
         (self.folder / "run.json").unlink(missing_ok=True)
 

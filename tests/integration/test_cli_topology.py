@@ -106,9 +106,14 @@ async def test_what_differs_is_shown_with_its_messages_and_refused(program: Modu
     assert "- binding  hopline --parcel.lost--> parcels" in planned.stdout
     assert "it holds 2 messages, and a queue that holds messages is never deleted" in applied.stdout
     assert "rabbitmqctl delete_queue parcels" in applied.stdout
-    assert changes(again) == {  # what was missing is there, the rest is as it was
+    assert changes(again) == {  # what was missing is there, but for the bindings of what is refused
         ("different", "parcels"), ("extra", "old"), ("extra", "hopline --parcel.lost--> parcels"),
+        ("missing", "hopline --parcel.sent--> parcels"), ("missing", "hopline.to --parcels--> parcels"),
     }  # fmt: skip
+    assert "added    + queue    parcels.dead" in applied.stdout
+    assert "added    + binding  hopline.to --parcels--> parcels" not in applied.stdout
+    assert "refused  + binding  hopline.to --parcels--> parcels" in applied.stdout
+    assert "'parcels' is not as declared: mend that first" in applied.stdout
     connection = await amqp.connect(broker_url)
     state = await (await connection.channel()).declare_queue("parcels", passive=True)
     await connection.close()

@@ -108,8 +108,9 @@ async def test_a_worker_is_unready_with_the_reason_while_the_broker_is_away(
         await wait_until(at.is_ready, 20)
         _, before = await at.ready()
 
-        # When RabbitMQ dies
-        await asyncio.to_thread(node.kill)
+        # When RabbitMQ goes away. In order: RabbitMQ 3.10 finds no leader again for a queue that was made about a
+        # second or less before a SIGKILL, and the worker is then rightly unready
+        await asyncio.to_thread(node.stop)
         await wait_until(lambda: _unready(at, "publish", "consume"), 20)
         status, away = await at.ready()
         _, text = await asyncio.to_thread(at.get, "/metrics")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -16,10 +18,11 @@ from hopline.errors import BrokerUnavailable, TopologyMismatch
 from hopline.live import read_queues
 from hopline.message import message
 from hopline.node import Node
-from hopline.rabbitmq import REBUILDS_BEFORE_TROUBLE, RabbitConsumer, RabbitPublisher
+from hopline.rabbitmq import REBUILDS_BEFORE_TROUBLE, RabbitConsumer, RabbitPublisher, Receipt, Subscription
 from hopline.topology import Topology, build
 from tests.conftest import NodeFactory
 from tests.support.engine import envelope_for
+from tests.support.vhosts import create_vhost, delete_vhost
 from tests.support.waiting import wait_until
 
 TOPOLOGY = build([("apples", "fruit.picked"), ("pears", "fruit.picked")])
@@ -93,7 +96,7 @@ async def test_an_unroutable_message_is_returned_and_the_others_are_not(broker_u
     assert outcomes == [Published.CONFIRMED, Published.CONFIRMED, Published.RETURNED, Published.CONFIRMED]
 
 
-async def test_two_queues_on_one_channel_settle_in_any_order(broker_url: str, rabbitmq: Node) -> None:
+async def test_two_queues_settle_in_any_order(broker_url: str, rabbitmq: Node) -> None:
     waiting: list[Delivery] = []
     handled = 0
 
@@ -162,10 +165,11 @@ async def test_a_queue_deleted_under_a_consumer_is_made_and_consumed_again(broke
         connection = await amqp.connect(broker_url)
         await (await connection.channel()).delete_queue("apples")
         await connection.close()
-        await wait_until(lambda: consumer.reconnects == 1 and consumer.ready)
+        await wait_until(lambda: consumer.remade == 1 and consumer.ready)
 
         await publisher.publish(picked(1), timeout_seconds=10)
         await wait_until(lambda: bool(received))
+        assert consumer.reconnects == 0
 
 
 async def test_after_the_loss_of_the_broker_publishes_are_unknown_and_everything_comes_back(
@@ -217,19 +221,22 @@ async def test_a_broker_that_does_not_answer_is_said_so() -> None:
         await read_queues("amqp://guest:guest@127.0.0.1:9/", "http://guest:guest@127.0.0.1:9", ["apples"])
 
 
-class Forgotten(RabbitConsumer):
-    """A consumer that RabbitMQ does not know, though it said nothing, while `forget` says so."""
+class Forgetful:
+    """RabbitMQ knows no consumer of ours, though it said nothing, while `forget` says so."""
 
-    forget = True
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.forget = True
+        adjust = Subscription._adjust
 
-    async def opened(self, channel: amqp.Channel) -> None:
-        self._taking = not self.forget
-        await super().opened(channel)
-        self._taking = True
+        async def forgotten(subscription: Subscription, channel: amqp.Channel) -> None:
+            if not self.forget:
+                await adjust(subscription, channel)
+
+        monkeypatch.setattr(Subscription, "_adjust", forgotten)
 
 
-def forgotten(url: str, receive: Callable[[list[Delivery]], None], watchdog_seconds: float = 0.1) -> Forgotten:
-    return Forgotten(
+def watched(url: str, receive: Callable[[list[Delivery]], None], watchdog_seconds: float = 0.1) -> RabbitConsumer:
+    return RabbitConsumer(
         url,
         TOPOLOGY,
         name="test consume",
@@ -239,26 +246,33 @@ def forgotten(url: str, receive: Callable[[list[Delivery]], None], watchdog_seco
     )
 
 
-async def test_a_consumer_that_the_broker_has_forgotten_is_made_again(broker_url: str) -> None:
+async def test_a_consumer_that_the_broker_has_forgotten_is_made_again(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     received: list[Delivery] = []
-    consumer = forgotten(broker_url, received.extend)
+    memory = Forgetful(monkeypatch)
+    consumer = watched(broker_url, received.extend)
     consumer.start()
     try:
         async with publishing(broker_url) as publisher:
             await wait_until(lambda: consumer.ready)
-            consumer.forget = False
+            memory.forget = False
             await publisher.publish(picked(1), timeout_seconds=10)
 
             await wait_until(lambda: len(received) == 2)  # one of each queue
     finally:
         await consumer.stop()
 
-    assert consumer.rebuilds == consumer.reconnects == 1
+    assert consumer.rebuilds == 2  # one of each queue
+    assert consumer.reconnects == 0
 
 
-async def test_a_consumer_that_stays_forgotten_is_not_ready_until_it_is_well(broker_url: str) -> None:
+async def test_a_consumer_that_stays_forgotten_is_not_ready_until_it_is_well(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     received: list[Delivery] = []
-    consumer = forgotten(broker_url, received.extend)
+    memory = Forgetful(monkeypatch)
+    consumer = watched(broker_url, received.extend)
     consumer.start()
     try:
         async with publishing(broker_url) as publisher:
@@ -266,7 +280,7 @@ async def test_a_consumer_that_stays_forgotten_is_not_ready_until_it_is_well(bro
             await publisher.publish(picked(1), timeout_seconds=10)
             await wait_until(lambda: "delivers none" in consumer.trouble)
             rebuilds, ready = consumer.rebuilds, consumer.ready
-            consumer.forget = False
+            memory.forget = False
 
             await wait_until(lambda: consumer.ready and len(received) == 2)
     finally:
@@ -276,17 +290,19 @@ async def test_a_consumer_that_stays_forgotten_is_not_ready_until_it_is_well(bro
     assert not ready
 
 
-async def test_a_consumer_that_is_busy_or_has_nothing_to_do_is_left_alone(broker_url: str) -> None:
+async def test_a_consumer_that_is_busy_or_has_nothing_to_do_is_left_alone(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     received: list[Delivery] = []
-    looks = 0
+    looks: Counter[str] = Counter()
+    given_nothing = Subscription._given_nothing
 
-    class Looking(RabbitConsumer):
-        async def _given_nothing(self, queues: Sequence[str], seconds: float) -> list[str]:
-            nonlocal looks
-            looks += 1
-            return await super()._given_nothing(queues, seconds)
+    async def counted(subscription: Subscription, connection: amqp.Connection, seconds: float) -> bool:
+        looks[subscription.queue] += 1
+        return await given_nothing(subscription, connection, seconds)
 
-    consumer = Looking(
+    monkeypatch.setattr(Subscription, "_given_nothing", counted)
+    consumer = RabbitConsumer(
         broker_url,
         TOPOLOGY,
         name="test consume",
@@ -301,7 +317,8 @@ async def test_a_consumer_that_is_busy_or_has_nothing_to_do_is_left_alone(broker
             await publisher.publish(picked(3, exchange="hopline.to", routing_key="apples"), timeout_seconds=10)
             await wait_until(lambda: len(received) == 1)  # the other two are ready, and it is busy with this one
 
-            await wait_until(lambda: looks >= 5)
+            before = looks.copy()
+            await wait_until(lambda: all(looks[queue] >= before[queue] + 5 for queue in ("apples", "pears")))
     finally:
         await consumer.stop()
 
@@ -332,3 +349,98 @@ async def _consumers(broker_url: str, queue: str, count: int) -> bool:
         return (await (await connection.channel()).declare_queue(queue, passive=True)).consumers == count
     finally:
         await connection.close(5)
+
+
+@asynccontextmanager
+async def a_user(broker_url: str, node: Node, password: str = "s3cret") -> AsyncIterator[tuple[str, str]]:
+    """A user with all rights on the virtual host: its name, and its URL with the password `s3cret`."""
+    user = f"user-{uuid4().hex[:8]}"
+    await asyncio.to_thread(node.ctl, "add_user", user, password)
+    await allow(broker_url, node, user, read=".*")
+    try:
+        yield user, broker_url.replace("guest:guest", f"{user}:s3cret")
+    finally:
+        await asyncio.to_thread(node.ctl, "delete_user", user)
+
+
+async def allow(broker_url: str, node: Node, user: str, *, read: str) -> None:
+    vhost = amqp.parse_url(broker_url).vhost
+    await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, user, ".*", ".*", read)
+
+
+async def test_a_queue_that_cannot_be_consumed_leaves_the_other_alone_and_is_consumed_when_it_can_be(
+    broker_url: str, rabbitmq: Node
+) -> None:
+    # Given a user who may read every queue but one
+    received: list[Delivery] = []
+    async with publishing(broker_url) as publisher, a_user(broker_url, rabbitmq) as (user, url):
+        await allow(broker_url, rabbitmq, user, read="^(?!apples$).*")
+        consumer = watched(url, received.extend, watchdog_seconds=30)
+        consumer.start()
+        try:
+            # When both queues have messages
+            await publisher.publish(picked(1), timeout_seconds=10)
+
+            # Then the other is handled, and this one is told with its reason
+            await wait_until(lambda: [one.queue for one in received] == ["pears"])
+            await wait_until(lambda: "the queue apples cannot be used: 403" in consumer.trouble)
+            assert not consumer.ready
+            assert list(consumer.queue_troubles()) == ["apples"]
+
+            # And it is consumed when it may be, without a new connection
+            await allow(broker_url, rabbitmq, user, read=".*")
+            await wait_until(lambda: [one.queue for one in received] == ["pears", "apples"], 60)
+            await wait_until(lambda: consumer.ready and not consumer.trouble)
+            assert consumer.reconnects == 0
+        finally:
+            await consumer.stop()
+
+
+async def test_a_channel_that_rabbitmq_closes_costs_one_queue_its_deliveries(broker_url: str) -> None:
+    received: list[Delivery] = []
+    async with publishing(broker_url) as publisher, consuming(broker_url, received.extend) as consumer:
+        await publisher.publish(picked(1), timeout_seconds=10)
+        await wait_until(lambda: len(received) == 2)
+        of = {one.queue: one for one in received}
+        receipt = of["apples"].receipt
+        assert isinstance(receipt, Receipt)
+
+        receipt.settlement.channel.ack(99)  # 406, unknown delivery tag
+        await wait_until(lambda: not consumer.owns(of["apples"]))
+
+        assert consumer.owns(of["pears"])
+        await wait_until(lambda: [one.queue for one in received[2:]] == ["apples"])
+        assert received[2].redelivered
+        assert consumer.reconnects == 0
+
+
+async def test_a_wrong_password_is_told_and_tried_again_until_it_is_right(broker_url: str, rabbitmq: Node) -> None:
+    async with a_user(broker_url, rabbitmq, password="another") as (user, url):
+        publisher = RabbitPublisher(url, TOPOLOGY, name="test")
+        publisher.start()
+        try:
+            await wait_until(lambda: "refuses the login" in publisher.trouble)
+            assert not publisher.ready
+            assert "s3cret" not in publisher.trouble
+            assert "does not help" not in publisher.trouble
+
+            await asyncio.to_thread(rabbitmq.ctl, "change_password", user, "s3cret")
+
+            await wait_until(lambda: publisher.ready, 30)
+        finally:
+            await publisher.stop()
+
+
+async def test_a_virtual_host_that_is_missing_is_told_and_used_when_it_is_made(rabbitmq: Node) -> None:
+    name = f"later-{uuid4().hex[:8]}"
+    publisher = RabbitPublisher(rabbitmq.url.replace("%2F", name), TOPOLOGY, name="test")
+    publisher.start()
+    try:
+        await wait_until(lambda: "refuses the virtual host" in publisher.trouble)
+
+        await asyncio.to_thread(create_vhost, rabbitmq, name)
+
+        await wait_until(lambda: publisher.ready, 30)
+    finally:
+        await publisher.stop()
+        await asyncio.to_thread(delete_vhost, rabbitmq, name)

@@ -10,12 +10,13 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client import REGISTRY
 
-from hopline import schema
+from hopline import outbox, schema
 from hopline.broker import Publish, Published
 from hopline.clock import utcnow
-from hopline.database import Database
+from hopline.database import Database, now
 from hopline.errors import OutboxFull, UsageError
 from hopline.message import message
+from hopline.outbox import Outbox
 from hopline.settings import Settings
 from tests.support.engine import FAST, ScriptedPublisher, relaying, rows, send_of
 from tests.support.waiting import wait_until
@@ -201,7 +202,7 @@ async def test_what_was_not_confirmed_is_sent_again(database_url: str, outcome: 
 
     assert [publish.envelope.key for publish in publisher.published] == ["a", "a"]
     assert publisher.published[0].envelope.id == publisher.published[1].envelope.id
-    assert row.sends == (1 if outcome is Published.REFUSED else 0)
+    assert row.sends == 0
 
 
 async def test_an_unroutable_message_is_parked_after_the_stated_number_of_returns(database_url: str) -> None:
@@ -218,6 +219,45 @@ async def test_an_unroutable_message_is_parked_after_the_stated_number_of_return
     assert (row.next_at, row.sent_at, row.sends) == (None, None, 2)
     assert (letter.reason, letter.key, letter.message_id) == ("unroutable", "a", row.message_id)
     assert letter.body == b'{"id":"a"}'
+
+
+async def test_refusals_are_no_returns(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "REFUSED_PAUSES", ((3600.0, 0.01),))
+    answers = [Published.RETURNED, *[Published.REFUSED] * 5, Published.UNKNOWN]
+    publisher = ScriptedPublisher(answer=lambda publish: answers.pop() if answers else Published.CONFIRMED)
+    settings = msgspec.structs.replace(FAST, returns_before_parking=2)
+    async with relaying(database_url, publisher, settings) as (database, _):
+        await send(database, "a")
+
+        await wait_until(lambda: all_sent(database))
+        (row,) = await rows(database, schema.outbox)
+        assert await rows(database, schema.dead_letters) == []
+
+    assert len(publisher.published) == 8
+    assert row.sends == 1
+
+
+@pytest.mark.parametrize(
+    ("due_seconds_ago", "least", "most"), [(0, 0.4, 1.1), (20, 2.4, 5.1), (60, 9, 21), (900, 29, 61)]
+)
+async def test_what_is_refused_waits_the_longer_the_longer_it_has_been_due(
+    database_url: str, due_seconds_ago: float, least: float, most: float
+) -> None:
+    database = Database(database_url)
+    await database.create()
+    database.riders.append(Outbox(limit=100, lease_seconds=30))
+    await send(database, "a")
+    async with database.transaction() as tx:
+        await tx.execute(sa.update(schema.outbox).values(due_at=now(-due_seconds_ago)))
+
+    async with database.transaction() as tx:
+        (row,) = await tx.rows(sa.select(schema.outbox))
+        await outbox.postpone_refused(tx, [row.id])
+    (row,) = await rows(database, schema.outbox)
+
+    pause = (row.next_at - row.due_at).total_seconds() - due_seconds_ago
+    assert least <= pause <= most
+    await database.close()
 
 
 async def _count(database: Database, table: sa.Table, wanted: int) -> bool:

@@ -109,6 +109,15 @@ def test_a_process_is_read_as_it_describes_itself() -> None:
     assert not worker_of(process(state), 8.0, 8.0).alive
 
 
+def test_a_queue_that_cannot_be_used_is_told_also_by_a_link_that_goes_on() -> None:
+    trouble = "the queue users cannot be used: 403"
+    link = {"ready": True, "connected": True, "trouble": trouble, "queues": {"users": "403"}}
+
+    worker = worker_of(process({"links": {"publish": link}}), 1.5, 8.0)
+
+    assert worker.troubles == (f"publish: {trouble}",)
+
+
 @pytest.mark.parametrize(
     "state",
     [None, [], {}, {"queues": "orders", "busy": "much", "links": ["publish"], "paused": None, "unknown": 3}],

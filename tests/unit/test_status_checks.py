@@ -92,6 +92,7 @@ def test_what_a_person_has_paused_is_told_and_is_no_trouble() -> None:
     [
         ({}, ("orders", "users")),
         ({"links": {"consume": {"ready": False}}}, ()),
+        ({"links": {"consume": {"ready": False, "connected": True, "queues": {"users": "403"}}}}, ("orders",)),
         ({"database": "gone"}, ()),
         ({"paused": {"orders": {"probing": False}}}, ("users",)),
         ({"paused": {"orders": {"probing": True}}}, ("orders", "users")),

@@ -116,6 +116,27 @@ def test_other_arguments_and_kinds_are_told_with_both_values_and_never_added() -
     assert plan.additions == Topology((), (), ())
 
 
+def test_what_is_refused_is_not_bound_either() -> None:
+    # Given a queue with other arguments and an exchange of another kind, and no binding at all
+    there = Live(
+        {"hopline": LiveExchange(exchange_traits("fanout"))}, {"emails": LiveQueue(queue_traits({}), 0)}, frozenset()
+    )
+
+    plan = compare(DECLARED, there)
+
+    # Then only what touches neither is added
+    assert {binding.queue for binding in plan.additions.bindings} == {"orders", "orders.dead", "emails.dead"}
+    assert {binding.exchange for binding in plan.additions.bindings} == {"hopline.to", "hopline.dead"}
+    held = {change.name: change.steps for change in plan.changes if change.kind == "binding" and change.steps}
+    assert set(held) == {
+        "hopline --order.placed--> orders",
+        "hopline --order.confirmed--> emails",
+        "hopline.to --emails--> emails",
+    }
+    assert "'hopline' is not as declared" in held["hopline --order.placed--> orders"][0]
+    assert "'emails' is not as declared" in held["hopline.to --emails--> emails"][0]
+
+
 def test_extra_is_said_of_our_own_only() -> None:
     foreign = LiveQueue(queue_traits({}), 3)
     plan = compare(

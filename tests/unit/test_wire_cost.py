@@ -65,7 +65,6 @@ async def published(wire: Wire) -> tuple[list[Published], int]:
     publisher = RabbitPublisher("amqp://127.0.0.1/", build([]), name="test")
     channel = publisher._channel = Channel(1, cast("Any", wire), 10.0)
     channel._confirms = Confirms()
-    publisher.trouble = ""
     batch = [Publish("hopline", "order.placed", envelope_for(Placed(new_id()))) for _ in range(COUNT)]
     with counted_calls() as calls:
         publishing = asyncio.create_task(publisher.publish(batch, timeout_seconds=10.0))

@@ -39,6 +39,7 @@ from hopline.amqp.errors import (
     ReplyTimeout,
     ResourceError,
     ResourceLocked,
+    TLSFailed,
     UsageError,
 )
 from hopline.amqp.messages import Delivery, Outgoing, Published, QueueState, Returned, Settler
@@ -84,6 +85,7 @@ __all__ = [
     "ResourceLocked",
     "Returned",
     "Settler",
+    "TLSFailed",
     "UsageError",
     "connect",
     "parse_url",

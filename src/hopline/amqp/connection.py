@@ -24,6 +24,7 @@ from hopline.amqp.errors import (
     ConnectTimeout,
     NotAllowed,
     ProtocolError,
+    TLSFailed,
     UsageError,
     connection_closed,
 )
@@ -235,6 +236,7 @@ def _smaller(ours: int, theirs: int) -> int:
 async def connect(
     url: str,
     *,
+    host: tuple[str, int] | None = None,
     name: str = "",
     heartbeat_seconds: int = 10,
     timeout_seconds: float = 10.0,
@@ -243,12 +245,14 @@ async def connect(
 ) -> Connection:
     """Connects and logs in.
 
+    `host` is the one of the URL's hosts to try; without it all are tried in turn.
     `name` is what RabbitMQ shows to operators. `heartbeat_seconds` 0 turns heartbeats off. `timeout_seconds` is the
     deadline for each host, and later for each answer on a channel. What the URL says goes before these parameters.
     With `amqps`, the server's certificate and name are checked against the system's authorities, or `cacertfile`, or
     `ssl_context`.
 
-    Raises InvalidURL, AuthenticationFailed, NotAllowed (virtual host), ConnectFailed, ConnectTimeout, ProtocolError.
+    Raises InvalidURL, AuthenticationFailed, NotAllowed (virtual host), ConnectFailed, ConnectTimeout, TLSFailed,
+    ProtocolError.
     """
     address = parse_url(url)
     if address.heartbeat_seconds is not None:
@@ -260,8 +264,8 @@ async def connect(
     context = ssl_context or (tls_context(address) if address.tls else None)
     properties = _client_properties(name, client_properties)
     failures: list[ConnectionClosed] = []
-    for host in address.hosts:
-        only = replace(address, hosts=(host,))
+    for each in (host,) if host is not None else address.hosts:
+        only = replace(address, hosts=(each,))
         try:
             return await _connect_host(only, name, heartbeat_seconds, timeout_seconds, context, properties)
         except (AuthenticationFailed, NotAllowed):
@@ -300,9 +304,11 @@ async def _connect_host(
         raise ConnectTimeout(f"{host}:{port} did not answer within {timeout_seconds} seconds") from error
     except ssl.SSLError as error:
         connection.abort()
-        raise ConnectFailed(f"TLS with {host}:{port} failed: {error}") from error
-    except OSError as error:
+        raise TLSFailed(f"TLS with {host}:{port} failed: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a host name that DNS cannot carry
         connection.abort()
+        if isinstance(error, AMQPError):
+            raise
         raise ConnectFailed(f"{host}:{port} cannot be reached: {error}") from error
     except BaseException:
         connection.abort()

@@ -9,7 +9,8 @@
     |  |- ConnectionLost          TCP ended without a word (kill -9, reset, network)
     |  |  |- HeartbeatTimeout     two heartbeats missed: half-open
     |  |  `- ConnectFailed        no connection was made
-    |  |     `- ConnectTimeout
+    |  |     |- ConnectTimeout
+    |  |     `- TLSFailed         no TLS: certificate, host name or protocol
     |  |- ProtocolError           the peer sent something that is not AMQP 0-9-1
     |  `- ConnectionClosedByServer    connection.close
     |     |- AuthenticationFailed 403 during login
@@ -107,6 +108,14 @@ class ConnectTimeout(ConnectFailed):
     """A host did not complete TCP, TLS and login within the deadline."""
 
 
+class TLSFailed(ConnectFailed):
+    """TLS could not be established: the certificate, its host name or its authority, or the port speaks no TLS."""
+
+    advice = (
+        "Check the server's certificate, the authority in `cacertfile`, the host name, and that the port is for TLS."
+    )
+
+
 class ProtocolError(ConnectionClosed):
     """The peer sent bytes that are not AMQP 0-9-1, or in an order that it forbids."""
 
@@ -122,7 +131,7 @@ class ConnectionClosedByServer(ConnectionClosed):
 class AuthenticationFailed(ConnectionClosedByServer):
     """The server refused the user name, password or certificate."""
 
-    advice = "Correct the credentials in the URL; trying again with the same ones does not help."
+    advice = "Check the user name and the password, in the URL and on the server."
 
 
 class ConnectionForced(ConnectionClosedByServer):
@@ -164,7 +173,7 @@ class ContentTooLarge(ChannelClosed):
 class AccessRefused(ChannelClosed):
     """The user may not do this (403), or the queue has an exclusive consumer."""
 
-    advice = "Grant the permission with `rabbitmqctl set_permissions`; trying again does not help until then."
+    advice = "Grant the permission with `rabbitmqctl set_permissions`."
 
 
 class NotFound(ChannelClosed):

@@ -66,7 +66,7 @@ def apply(app: AppOption = "", also: AlsoOption = None, as_json: JsonOption = Fa
     """
     before, after = asyncio.run(_apply(load(app), [load(other) for other in also or ()]))
     if as_json:
-        _print_json(after, added=[change for change in before.changes if change.state == "missing"])
+        _print_json(after, added=_added(before, after))
     else:
         _print_applied(before, after)
     raise typer.Exit(0 if after.in_sync else DIFFERENCES)
@@ -77,6 +77,14 @@ async def _apply(program: Hopline, also: Sequence[Hopline]) -> tuple[Plan, Plan]
     if before.count("missing"):
         await live.add(program.settings.broker_url, before.additions)
     return before, await program.plan(also)
+
+
+def _added(before: Plan, after: Plan) -> list[Change]:
+    """What was missing and is there now."""
+    missing = {(change.kind, change.name) for change in after.changes if change.state == "missing"}
+    return [
+        change for change in before.changes if change.state == "missing" and (change.kind, change.name) not in missing
+    ]
 
 
 def _print_plan(found: Plan) -> None:
@@ -96,9 +104,8 @@ def _print_plan(found: Plan) -> None:
 
 def _print_applied(before: Plan, after: Plan) -> None:
     console = Console(soft_wrap=True)
-    for change in before.changes:
-        if change.state == "missing":
-            console.print(Text("added    ", style="green").append(_line(change).plain.strip()))
+    for change in _added(before, after):
+        console.print(Text("added    ", style="green").append(_line(change).plain.strip()))
     for change in after.changes:
         console.print(Text("refused  ", style="bold red").append(_line(change).plain.strip()))
         for difference in change.differences:

@@ -204,9 +204,10 @@ def worker_of(row: Any, age_seconds: float, alive_seconds: float) -> WorkerStatu
 
 def _consuming(state: State, queues: Sequence[str]) -> tuple[str, ...]:
     link = _mapping(state, "links").get("consume")
-    works = isinstance(link, Mapping) and link.get("ready") is True and state.get("database", "ok") == "ok"
+    link = link if isinstance(link, Mapping) else {}
+    works = (link.get("ready") is True or link.get("connected") is True) and state.get("database", "ok") == "ok"
     paused = {queue for queue, pause in _mapping(state, "paused").items() if not _is_probing(pause)}
-    off = paused | set(_texts(state, "paused_by_operator"))
+    off = paused | set(_texts(state, "paused_by_operator")) | set(_mapping(link, "queues"))
     return tuple(queue for queue in queues if works and queue not in off)
 
 
@@ -245,7 +246,7 @@ def held_of(pauses: Iterable[Pause], living: Sequence[State]) -> tuple[HeldQueue
 
 def _told_troubles(state: State) -> Iterator[str]:
     for name, link in _mapping(state, "links").items():
-        if isinstance(link, Mapping) and not link.get("ready", True):
+        if isinstance(link, Mapping) and (not link.get("ready", True) or link.get("queues")):
             yield f"{name}: {link.get('trouble') or 'not connected'}"
     database = state.get("database", "ok")
     if database != "ok":

@@ -210,6 +210,25 @@ async def test_hosts_are_tried_in_turn() -> None:
     assert caught.value.text.count(dead) == 2
 
 
+async def test_a_host_of_the_urls_own_can_be_chosen() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.expect(commands.Connection.Close)
+        peer.send(commands.Connection.CloseOk())
+
+    async with scripted(script) as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        connection = await connect(f"amqp://127.0.0.1:1,127.0.0.1:{port}/", host=("127.0.0.1", port))
+        await connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "%00", "%C3%A9" * 64, ".a", "x" * 300])
+async def test_a_host_name_that_no_dns_can_carry_is_connect_failed(scheme: str, host: str) -> None:
+    with pytest.raises(ConnectFailed):
+        await connect(f"{scheme}://{host}/")
+
+
 async def test_cancelling_connect_leaves_nothing_open() -> None:
     connected = asyncio.Event()
     ended = asyncio.Event()

@@ -1,6 +1,10 @@
 """Connection URLs."""
 
+from urllib.parse import quote
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hopline.amqp import InvalidURL, parse_url
 
@@ -48,6 +52,22 @@ def test_what_is_left_out_is_rabbitmqs_default(url: str) -> None:
         "amqp://h/?verify=perhaps",
         "amqp://[::1]5/",
         "amqp://h/?auth_mechanism=kerberos",
+        "amqp://h/?heartbeat=65536",
+        "amqp://h/?channel_max=65536",
+        "amqp://h/?channel_max=0",
+        "amqp://h/?frame_max=100",
+        "amqp://h/?frame_max=99999999999",
+        "amqp://h/?connection_timeout=0",
+        "amqp://h/?heartbeat=" + "9" * 5000,
+        "amqp://h:" + "9" * 5000,
+        "amqp://h/" + "v" * 256,
+        "amqp://h/\n",
+        "amqp://h /",
+        "amqp://app:\udcff@h/",
+        "amqp://app:s3cret/pw@h",
+        "amqp://app:s3cret?pw@h",
+        "amqp://app:s3@cret/pw@h/v",
+        "amqp://app:s3@cret?pw@h/v",
     ],
 )
 def test_what_cannot_be_understood_is_refused(url: str) -> None:
@@ -62,3 +82,50 @@ def test_the_password_is_never_shown() -> None:
 
     assert "secret" not in repr(address)
     assert "secret" not in str(caught.value)
+
+
+SECRET = "s3cret"
+
+
+def refusal(url: str) -> str:
+    """What is told of a URL that cannot be read."""
+    try:
+        parse_url(url)
+    except InvalidURL as error:
+        return f"{error} {error!r}"
+    return ""
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [SECRET, "/", "?", "#", "@", ":", "[", "]", "%", "%2", ",", "=", "&", " ", "\n", "x", "é", "\udc80"]
+        )
+    ),
+    st.lists(st.sampled_from([SECRET, "/", "?", "#", "@", ":", "[", "]", "%", ",", "=", "&", " ", "x"])),
+    st.sampled_from(["amqp://", "amqps://", "http://", "amqp:/", ""]),
+    st.sampled_from(["@host:5672/v", "@host", "@", "", "@host:port/v?heartbeat=1", "@h/?verify=no", "@[::1", "@h/a/b"]),
+)
+def test_no_text_about_a_url_has_any_part_of_its_login(
+    user: list[str], password: list[str], scheme: str, rest: str
+) -> None:
+    url = f"{scheme}{''.join(user)}{SECRET}:{SECRET}{''.join(password)}{SECRET}{rest}"
+
+    assert SECRET not in refusal(url)
+
+
+@given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")), st.text("ab/@?%é", max_size=40))
+def test_every_login_and_virtual_host_can_be_written(user: str, password: str, vhost: str) -> None:
+    address = parse_url(f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@host/{quote(vhost, safe='')}")
+
+    assert (address.user, address.password, address.vhost) == (user, password, vhost or "/")
+    assert address.hosts == (("host", 5672),)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for url in (text, f"amqp://{text}", f"amqps://u:p@{text}", f"amqp://h/?{text}"):
+        try:
+            parse_url(url)
+        except InvalidURL:
+            continue

@@ -50,6 +50,10 @@ def member() -> Member:
     return Member(delivery, envelope, Thing())
 
 
+def call(of: Endpoint) -> HandlerCall:
+    return HandlerCall(of, abandoned=lambda: False, limit_bytes=1_000)
+
+
 @dataclass
 class Ends:
     """What the watch ended the process for."""
@@ -150,13 +154,12 @@ async def test_a_thread_is_open_until_its_function_returns_whatever_its_deadline
     def blocks(thing: Thing) -> None:
         may_end.wait(30)
 
-    handled = await HandlerCall(
-        replace(endpoint(blocks, blocking=True), deadline_seconds=0.05), abandoned=lambda: False, limit_bytes=1_000
-    ).effect(member())
+    handled = await call(replace(endpoint(blocks, blocking=True), deadline_seconds=0.05)).effect(member())
     still_open = [call for call in CALLS.open if call.in_thread]
     may_end.set()
 
-    assert isinstance(handled.error, TimeoutError)
+    assert handled.failure is not None
+    assert handled.failure.timed_out
     assert [call.endpoint for call in still_open] == ["things/thing.endless"]
     await wait_until(lambda: not CALLS.open)
 
@@ -168,7 +171,7 @@ async def test_a_coroutine_is_open_until_it_ends_however_it_ends() -> None:
         seen.append(len(CALLS.open))
         raise RuntimeError("no")
 
-    await HandlerCall(endpoint(fails), abandoned=lambda: False, limit_bytes=1_000).effect(member())
+    await call(endpoint(fails)).effect(member())
 
     assert set(seen) == {1}
     assert not CALLS.open

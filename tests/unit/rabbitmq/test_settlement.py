@@ -6,7 +6,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopline.rabbitmq import BACKOFF_CAP_SECONDS, Settlement, backoff_seconds
+from hopline.rabbitmq import Settlement
 
 
 @dataclass
@@ -54,8 +54,3 @@ def test_deliveries_of_a_closed_channel_are_forgotten() -> None:
     Settlement(cast(Any, broker)).settle([1])
 
     assert broker.calls == []
-
-
-@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
-def test_backoff_is_bounded(failures: int, chance: float) -> None:
-    assert 0 <= backoff_seconds(failures, chance) <= BACKOFF_CAP_SECONDS
