@@ -24,6 +24,8 @@ class Published(enum.Enum):
     """No queue is bound for it: it was not stored."""
     REFUSED = "refused"
     """Negatively acknowledged: the queue is full or had an internal error; not stored."""
+    UNSENDABLE = "unsendable"
+    """AMQP cannot carry it as it is, so it was not sent and never will be."""
     UNKNOWN = "unknown"
     """No answer before the deadline, or the connection died: stored or not."""
 

@@ -172,7 +172,7 @@ def _row(letter: DeadLetter) -> dict[str, object]:
         "id": row_id,
         "identity": letter.identity(row_id),
         "unsettled": None,
-        "queue": letter.queue,
+        "queue": storable(letter.queue[:NAME_CHARACTERS]),
         "endpoint": letter.endpoint,
         "message_id": envelope.id if envelope else None,
         "type": letter.type_name,

@@ -158,8 +158,8 @@ def mark_sent(tx: Transaction, ages_seconds: Mapping[str, float]) -> None:
         tx.defer(_marking(tx.dialect), _MARKS.given(tx.dialect, id=ids, age=ages))
 
 
-async def mark_unroutable(tx: Transaction, ids: Sequence[str]) -> None:
-    """Parked: no longer due and never sent."""
+async def mark_parked(tx: Transaction, ids: Sequence[str]) -> None:
+    """Parked as unroutable or unsendable: no longer due and never sent."""
     if ids:
         await tx.execute(
             _unsent(tx.dialect).values(next_at=None, sends=outbox.c.sends + 1), _IDS.given(tx.dialect, id=sorted(ids))

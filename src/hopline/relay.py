@@ -157,7 +157,7 @@ class Relay:
         try:
             batch = [publish_of(send) for send, _ in sends]
             outcomes = await self._publisher.publish(batch, timeout_seconds=self._settings.confirm_timeout_seconds)
-        except Exception:  # a message that cannot even be encoded must not stop the others: all come again, later
+        except Exception:  # a fault of ours: all come again, later
             log.exception("a batch could not be published", messages=len(sends))
             outcomes = [Published.REFUSED] * len(sends)
         finally:
@@ -201,6 +201,7 @@ class Relay:
         if self._can_send:  # the connection works, so it is their queue that does not answer
             unknown, refused = [], [*refused, *unknown]
         parked = [send for send, returns in by_outcome[Published.RETURNED] if returns >= limit]
+        unsendable = [send for send, _ in by_outcome[Published.UNSENDABLE]]
         returned: dict[int, list[str]] = {}
         for send, returns in by_outcome[Published.RETURNED]:
             if returns < limit:
@@ -210,8 +211,8 @@ class Relay:
             await outbox.postpone_refused(tx, refused)
             for returns, ids in returned.items():
                 await outbox.postpone_returned(tx, ids, min(POSTPONE_CAP_SECONDS, 2.0 ** min(returns, 10)))
-            await park(tx, [unroutable(send) for send in parked])
-            await outbox.mark_unroutable(tx, [send.id for send in parked])
+            await park(tx, [*map(unroutable_letter, parked), *map(unsendable_letter, unsendable)])
+            await outbox.mark_parked(tx, [send.id for send in (*parked, *unsendable)])
 
     # -- sweeping
 
@@ -301,16 +302,27 @@ def publish_of(send: Send) -> Publish:
     return Publish(topology.EXCHANGE, send.envelope.type, send.envelope)
 
 
-def unroutable(send: Send) -> DeadLetter:
+def unroutable_letter(send: Send) -> DeadLetter:
     """The dead letter of a message that no queue takes."""
+    where = f"the queue {send.destination!r}" if send.destination else f"a queue bound to {send.envelope.type!r}"
+    text = f"RabbitMQ knows no such queue: {where}. Start a worker that handles it, then replay."
+    return _letter(send, "unroutable", text)
+
+
+def unsendable_letter(send: Send) -> DeadLetter:
+    """The dead letter of a message that AMQP cannot carry."""
+    text = "AMQP cannot carry it as it is: its destination, key or headers are too long. Edit it, or discard it."
+    return _letter(send, "unsendable", text)
+
+
+def _letter(send: Send, reason: str, error: str) -> DeadLetter:
     envelope = send.envelope
-    where = f"the queue {send.destination!r}" if send.destination else f"a queue bound to {envelope.type!r}"
     return DeadLetter(
         queue=send.destination,
         endpoint=None,
         envelope=envelope,
-        reason="unroutable",
-        error=f"RabbitMQ knows no such queue: {where}. Start a worker that handles it, then replay.",
+        reason=reason,
+        error=error,
         stack="",
         properties={"type": envelope.type, "message_id": envelope.id, "correlation_id": envelope.correlation_id},
         body=envelope.body,

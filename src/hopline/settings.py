@@ -62,8 +62,8 @@ class Settings(EnvironmentSettings, frozen=True, kw_only=True, forbid_unknown_fi
     """How often each process looks for due rows, jittered; one read-only query. It has to rest between them."""
     returns_before_parking: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
     """Times that RabbitMQ may return a message as unroutable before it is parked."""
-    message_limit_bytes: Annotated[int, msgspec.Meta(ge=1_024, le=128 << 20)] = 1 << 20
-    """Largest encoded body, checked before the outbox (RabbitMQ would close the channel)."""
+    message_limit_bytes: Annotated[int, msgspec.Meta(ge=1_024, le=16 << 20)] = 1 << 20
+    """Largest encoded body, checked before the outbox. RabbitMQ 4 closes the channel above 16 MiB."""
 
     prefetch: Annotated[int, msgspec.Meta(ge=1, le=AMQP_PREFETCH_MAX)] = 500
     """Deliveries that one worker holds of each queue; bounds its memory. AMQP has 16 bits for it."""

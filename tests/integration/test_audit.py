@@ -116,7 +116,7 @@ async def test_an_unroutable_send_that_was_replayed_is_not_cancelled(
             tx.schedule(envelope, queue="", delay_seconds=0)
         async with database.transaction() as tx:
             claimed = await outbox.claim(tx, limit=10, lease_seconds=30)
-            await outbox.mark_unroutable(tx, [one.id for one, _ in claimed])
+            await outbox.mark_parked(tx, [one.id for one, _ in claimed])
         unroutable = dead(Packed("p-1"), envelope, queue="", endpoint=None, reason="unroutable")
         (letter,) = await parked(database, unroutable)
         assert await state(database, monkeypatch) == "parked"

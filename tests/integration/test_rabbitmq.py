@@ -71,6 +71,19 @@ async def unacked(url: str, node: Node, queue: str) -> int | None:
     return readings[queue].unacked if queue in readings else None
 
 
+async def test_a_message_that_amqp_cannot_carry_holds_up_no_other(broker_url: str) -> None:
+    batch = picked(7)
+    batch[2] = Publish("hopline", "fruit.picked", batch[2].envelope.changed(headers={"note": "n" * 200_000}))
+    batch[5] = Publish("hopline", "x" * 300, batch[5].envelope)
+
+    async with publishing(broker_url) as publisher:
+        outcomes = await publisher.publish(batch, timeout_seconds=10)
+
+    odd = [number for number, outcome in enumerate(outcomes) if outcome is Published.UNSENDABLE]
+    assert odd == [2, 5]
+    assert outcomes.count(Published.CONFIRMED) == 5
+
+
 async def test_a_message_arrives_as_it_was_sent(broker_url: str) -> None:
     received: list[Delivery] = []
     (sent,) = picked(1)

@@ -221,6 +221,23 @@ async def test_an_unroutable_message_is_parked_after_the_stated_number_of_return
     assert letter.body == b'{"id":"a"}'
 
 
+async def test_a_message_that_amqp_cannot_carry_is_parked_at_once(database_url: str) -> None:
+    publisher = ScriptedPublisher(
+        answer=lambda publish: Published.UNSENDABLE if publish.envelope.key == "odd" else Published.CONFIRMED
+    )
+    async with relaying(database_url, publisher) as (database, _):
+        async with database.transaction() as tx:
+            for key in ("a", "odd", "b"):
+                tx.send(Made(key))
+
+        await wait_until(lambda: _count(database, schema.dead_letters, 1))
+        await wait_until(lambda: _unsent(database, 0))
+        (letter,) = await rows(database, schema.dead_letters)
+
+    assert len(publisher.published) == 3
+    assert (letter.reason, letter.key) == ("unsendable", "odd")
+
+
 async def test_refusals_are_no_returns(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "REFUSED_PAUSES", ((3600.0, 0.01),))
     answers = [Published.RETURNED, *[Published.REFUSED] * 5, Published.UNKNOWN]
@@ -258,6 +275,10 @@ async def test_what_is_refused_waits_the_longer_the_longer_it_has_been_due(
     pause = (row.next_at - row.due_at).total_seconds() - due_seconds_ago
     assert least <= pause <= most
     await database.close()
+
+
+async def _unsent(database: Database, wanted: int) -> bool:
+    return sum(row.next_at is not None for row in await rows(database, schema.outbox)) == wanted
 
 
 async def _count(database: Database, table: sa.Table, wanted: int) -> bool:

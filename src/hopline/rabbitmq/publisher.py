@@ -12,6 +12,8 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import structlog
+
 from hopline import amqp
 from hopline.broker import Publish, Published
 from hopline.properties import properties_of
@@ -27,6 +29,8 @@ _OUTCOMES = {
     amqp.Published.REFUSED: Published.REFUSED,
     amqp.Published.UNKNOWN: Published.UNKNOWN,
 }
+
+log = structlog.get_logger("hopline.rabbitmq")
 
 
 class RabbitPublisher(Link):
@@ -74,7 +78,10 @@ class RabbitPublisher(Link):
             for publish in batch
         ]
         began = time.monotonic()
-        outcomes = await channel.publish(outgoing, timeout_seconds=timeout_seconds)
+        try:
+            outcomes = await channel.publish(outgoing, timeout_seconds=timeout_seconds)
+        except amqp.EncodeError as error:  # nothing was sent
+            return await self._publish_apart(channel, batch, timeout_seconds, error)
         if amqp.Published.CONFIRMED in outcomes:
             self._confirmed_at = time.monotonic()
         if amqp.Published.UNKNOWN in outcomes and not channel.closed and self.ready and self._confirmed_at < began:
@@ -82,6 +89,18 @@ class RabbitPublisher(Link):
         if amqp.Published.RETURNED in outcomes:
             self._returned.set()
         return [_OUTCOMES[outcome] for outcome in outcomes]
+
+    async def _publish_apart(
+        self, channel: amqp.Channel, batch: Sequence[Publish], timeout_seconds: float, error: amqp.EncodeError
+    ) -> list[Published]:
+        """Halves a batch of which one message cannot be encoded, down to that one: the others are sent."""
+        if len(batch) == 1:
+            (publish,) = batch
+            log.error("a message cannot be sent", message_id=publish.envelope.id, error=str(error))
+            return [Published.UNSENDABLE]
+        half = len(batch) // 2
+        first = await self._publish(channel, batch[:half], timeout_seconds)
+        return first + await self._publish(channel, batch[half:], timeout_seconds)
 
     async def _until_channel_closed(self) -> None:
         channel = self._channel
