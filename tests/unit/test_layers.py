@@ -16,7 +16,7 @@ import pytest
 
 HOPLINE = """
     errors clock json_text redaction
-    environment failpoints metrics database_url
+    environment failpoints metrics database_url sqlite_stopping
     settings message outcome fingerprint
     failure
     codec retry topology breaker
