@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -36,8 +36,10 @@ POLL_SECONDS = 0.25
 
 Ended = Literal["finished", "failed-again", "no-result"]
 
-_Found = dict[str, dict[str, str]]
-"""Message id → where → text."""
+Run = tuple[str, int]
+"""Message id and run: what one replay sends. A message has several letters, if it died at several endpoints."""
+_Found = dict[Run, dict[str, str]]
+"""Run → where → text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,11 @@ class Sent:
     queue: str
     endpoints: frozenset[str]
 
+    @property
+    def id_and_run(self) -> Run:
+        """The run that it was sent as."""
+        return self.message_id, self.run
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -171,7 +178,7 @@ async def ramp(
     """
     loop = asyncio.get_running_loop()
     waiting = _Letters(database, selection)
-    pending: dict[str, Sent] = {}
+    pending: dict[str, Sent] = {}  # by letter
     tally = Tally(selection.count, exhausted=not await waiting.any())
     last_news = send_at = loop.time()
     while not isinstance(decision := decide(plan, tally, loop.time() - last_news), str):
@@ -183,7 +190,7 @@ async def ramp(
             judged = await replay(database, code, ids, who=who, reason=reason, as_new=as_new, delay_seconds=delay)
             sent = [_sent(one) for one in judged if one.verdict.ok]
             send_at = max(send_at, loop.time()) + len(sent) / plan.rate
-            pending.update({one.message_id: one for one in sent})
+            pending.update({one.letter_id: one for one in sent})
             tally = replace(
                 tally,
                 sent=tally.sent + len(sent),
@@ -197,7 +204,8 @@ async def ramp(
         if judged or failures or done:
             last_news = loop.time()
             yield Progress(tally, tuple(judged), tuple(failures))
-    yield Progress(tally, ended=decision, waiting=tuple(sorted(pending)[:10]) if plan.canary else ())
+    waits = sorted({one.message_id for one in pending.values()})[:10] if plan.canary else ()
+    yield Progress(tally, ended=decision, waiting=tuple(waits))
 
 
 class _Letters:
@@ -233,13 +241,13 @@ async def _results(database: Database, pending: dict[str, Sent]) -> tuple[list[F
     if not pending:
         return [], 0
     async with database.reading() as connection:
-        seen = await look(connection, {one.message_id: one.run for one in pending.values()})
+        seen = await look(connection, {one.id_and_run for one in pending.values()})
     failures, done = [], 0
     for one in list(pending.values()):
-        result = result_of(one, seen.get(one.message_id, Seen()))
+        result = result_of(one, seen[one.id_and_run])
         if result is None:
             continue
-        del pending[one.message_id]
+        del pending[one.letter_id]
         if isinstance(result, Failure):
             failures.append(result)
         else:
@@ -263,21 +271,22 @@ def result_of(sent: Sent, seen: Seen) -> Failure | Literal["done"] | None:
 _RUNS = Rows("runs", id=Id, run=sa.Integer())
 
 
-async def look(connection: AsyncConnection, runs: Mapping[str, int]) -> dict[str, Seen]:
-    """What the database shows of messages, given as {message id: run}."""
+async def look(connection: AsyncConnection, runs: Collection[Run]) -> dict[Run, Seen]:
+    """What the database shows of messages, each in a run."""
     dialect: Dialect = "sqlite" if connection.dialect.name == "sqlite" else "postgresql"
     given = _RUNS.table(dialect)
-    rows = _RUNS.given(dialect, id=list(runs), run=list(runs.values()))
+    in_order = sorted(runs)
+    rows = _RUNS.given(dialect, id=[one for one, _ in in_order], run=[run for _, run in in_order])
 
     async def found(table: sa.Table, place: sa.ColumnElement[str], text: sa.ColumnElement[str], *of_run: Any) -> _Found:
-        query = sa.select(table.c.message_id, place.label("place"), text.label("text"))
-        texts: dict[str, dict[str, str]] = {}
+        query = sa.select(table.c.message_id, given.c.run, place.label("place"), text.label("text"))
+        texts: _Found = {}
         for row in await connection.execute(query.where(table.c.message_id == given.c.id, *of_run), rows):
-            texts.setdefault(row.message_id, {})[row.place] = row.text
+            texts.setdefault((row.message_id, row.run), {})[row.place] = row.text
         return texts
 
     done = await found(inbox, inbox.c.endpoint, inbox.c.note)
     tried = await found(attempts, attempts.c.endpoint, attempts.c.error, attempts.c.run == given.c.run)
     story = dead_letters.c.reason + ": " + dead_letters.c.error
     parked = await found(dead_letters, dead_letters.c.queue, story, dead_letters.c.run == given.c.run)
-    return {i: Seen(frozenset(done.get(i, ())), tried.get(i, {}), parked.get(i, {})) for i in runs}
+    return {one: Seen(frozenset(done.get(one, ())), tried.get(one, {}), parked.get(one, {})) for one in runs}

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+import pytest
+
 from hopline import schema
 from hopline.broker import Publish, Published
 from hopline.database import Database, Transaction
@@ -16,7 +18,7 @@ from hopline.message import Catalog
 from hopline.repair import Code, Plan, Progress, ramp, select
 from hopline.retry import RetryPolicy
 from hopline.worker import Worker
-from tests.support.engine import FAST, ScriptedConsumer, ScriptedPublisher, delivery_for, relaying, rows
+from tests.support.engine import FAST, ScriptedConsumer, ScriptedPublisher, delivery_for, envelope_for, relaying, rows
 from tests.support.letters import Packed, dead, parked
 
 EAGER = Plan(canary=True, rate=100_000, deadline_seconds=20)
@@ -47,7 +49,7 @@ class Shop:
             worker.attach(ScriptedConsumer())
 
             def deliver(publish: Publish) -> Published:
-                worker.receive([delivery_for("parcels", publish.envelope)])
+                worker.receive([delivery_for(publish.routing_key, publish.envelope)])
                 return Published.CONFIRMED
 
             publisher.answer = deliver
@@ -100,6 +102,48 @@ async def test_a_canary_stops_when_a_replay_fails_again_and_leaves_the_rest_park
     assert sum(letter.resolution == "replayed" for letter in letters) == 11
     assert sum(letter.resolution is None for letter in letters) == 19 + 1  # never sent, and failed again
     assert [letter.run for letter in letters if letter.resolution is None and letter.run] == [1]
+
+
+@pytest.mark.parametrize("run", [0, 3])
+async def test_a_message_that_died_at_two_endpoints_has_a_result_at_each(database_url: str, run: int) -> None:
+    shop, labelled = Shop(), list[str]()
+
+    @shop.handlers.on("labels", retry=RetryPolicy(attempts=1, immediate=0))
+    async def label(one: Packed, tx: Transaction) -> None:
+        labelled.append(one.id)
+
+    async with shop.running(database_url) as database:
+        twice = envelope_for(Packed("p-1"))
+        here = dead(Packed("p-1"), twice)
+        there = dead(Packed("p-1"), twice.changed(run=run), queue="labels", endpoint="labels/parcel.packed")
+        await parked(database, dead(Packed("p-0")), here, there)
+
+        steps = await collect(database, shop)
+
+    last = steps[-1]
+    assert (last.ended, last.tally.sent, last.tally.done, last.tally.failed) == ("finished", 3, 3, 0)
+    assert (shop.asked, labelled) == (["p-0", "p-1"], ["p-1"])
+
+
+@pytest.mark.parametrize("run", [0, 3])
+async def test_a_failure_of_such_a_message_is_one_of_its_own_letter(database_url: str, run: int) -> None:
+    shop = Shop()
+
+    @shop.handlers.on("labels", retry=RetryPolicy(attempts=1, immediate=0))
+    async def label(one: Packed, tx: Transaction) -> None:
+        raise RuntimeError("no labels")
+
+    async with shop.running(database_url) as database:
+        twice = envelope_for(Packed("p-1"))
+        here = dead(Packed("p-1"), twice)
+        there = dead(Packed("p-1"), twice.changed(run=run), queue="labels", endpoint="labels/parcel.packed")
+        ids = await parked(database, dead(Packed("p-0")), here, there)
+
+        steps = await collect(database, shop)
+
+    failures = [failure for step in steps for failure in step.failures]
+    assert steps[-1].ended == "failed-again"
+    assert [(failure.letter_id, failure.where) for failure in failures] == [(ids[2], "labels")]
 
 
 async def test_a_canary_without_a_worker_ends_at_its_deadline(database_url: str) -> None:
