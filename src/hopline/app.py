@@ -25,7 +25,7 @@ import structlog
 from hopline import pausing, topology
 from hopline.audit import Audit, audit, register
 from hopline.batching import Groups
-from hopline.database import Database, Transaction
+from hopline.database import Database, Transaction, clock_ahead
 from hopline.errors import CommitUnknown, DatabaseContention, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
 from hopline.heartbeat import Heard, Heartbeat, Listening, ignored
@@ -213,6 +213,7 @@ class Hopline:
             worker.attach(consumer, producer.recorder)
             async with producer.database.reading() as connection:
                 worker.obey([pause.queue for pause in await pausing.read(connection)])
+                worker.set_clock(await clock_ahead(connection))
             consumer.start()
             producer.says(lambda: {"queues": chosen, **worker.state()}, consume=consumer)
             producer.does(worker.details, worker.hear, worker.found_down_at)

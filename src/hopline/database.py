@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -32,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import functions
 
 from hopline import database_url, migrations, schema, topology
-from hopline.clock import new_id
+from hopline.clock import new_id, utcnow
 from hopline.errors import (
     CommitUnknown,
     DatabaseContention,
@@ -606,6 +607,12 @@ def _not_connected(error: Exception) -> HoplineError:
 def _is_asyncpg(error: Exception) -> bool:
     """Whether the driver, which is an extra, has the class of an error."""
     return any(kind.__module__.startswith("asyncpg.") for kind in type(error).__mro__)
+
+
+async def clock_ahead(connection: AsyncConnection) -> timedelta:
+    """How far the database's clock is ahead of this process's; negative if it is behind. Exact to a round trip."""
+    theirs: datetime = (await connection.execute(sa.select(now()))).scalar_one()
+    return theirs - utcnow()
 
 
 async def retried(work: Callable[[], Awaitable[Result]], *, attempts: int = 5, first_seconds: float = 0.01) -> Result:

@@ -16,12 +16,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 
 import sqlalchemy as sa
 import structlog
 
 from hopline import history, pausing
+from hopline.clock import utcnow
 from hopline.database import Database, Transaction, now, translated
 from hopline.errors import DatabaseError, HoplineError
 from hopline.pausing import Pause
@@ -48,6 +50,8 @@ class Heard:
     drain: bool
     succeeded: frozenset[str] = frozenset()
     """Of the handlers that were asked for: those with which another process has handled a message since."""
+    clock_ahead: timedelta | None = None
+    """How far the database's clock is ahead of this process's; None: nothing was measured."""
 
 
 def ignored(_heard: Heard) -> None:
@@ -172,11 +176,12 @@ class Heartbeat:
         statement = insert(tx.dialect, workers).values(**row, started_at=now(), heartbeat_at=now())
         renewed = {"state": statement.excluded.state, "heartbeat_at": now()}
         beating = statement.on_conflict_do_update(index_elements=[workers.c.instance], set_=renewed)
-        (mine,) = await tx.rows(beating.returning(workers.c.drain_at))
+        (mine,) = await tx.rows(beating.returning(workers.c.drain_at, workers.c.heartbeat_at))
+        ahead = mine.heartbeat_at - utcnow()
         with translated():
             pauses = await pausing.read(tx.connection)
             succeeded = await history.succeeded(tx.connection, self._asked, but=self.instance)
-        return Heard(tuple(pauses), mine.drain_at is not None, succeeded)
+        return Heard(tuple(pauses), mine.drain_at is not None, succeeded, ahead)
 
     async def _sign_off(self, tx: Transaction) -> None:
         await clear_worker(tx, self.instance)

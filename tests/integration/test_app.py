@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from hopline import amqp, schema
+from hopline import database as module
 from hopline.app import Hopline, Producer
 from hopline.clock import utcnow
 from hopline.database import Transaction
@@ -23,6 +24,7 @@ from hopline.outcome import Done
 from hopline.retry import RetryPolicy
 from hopline.settings import Settings
 from hopline.timeline import ORIGIN_HEADER
+from hopline.worker import Worker
 from tests.support.engine import rows
 from tests.support.waiting import wait_until
 
@@ -70,6 +72,21 @@ async def make(producer: Producer, *ids: str) -> None:
 
 async def done(producer: Producer, wanted: int) -> bool:
     return len(await rows(producer.database, schema.inbox)) == wanted
+
+
+async def test_a_worker_starts_with_the_clock_of_the_database(
+    sqlite_database_url: str, broker_url: str, rabbitmq: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = program(sqlite_database_url, broker_url, rabbitmq)
+    await app.migrate()
+    monkeypatch.setattr(module, "utcnow", lambda: utcnow() - timedelta(days=3))
+    set_to: list[timedelta] = []
+    monkeypatch.setattr(Worker, "set_clock", lambda _, ahead: set_to.append(ahead))
+
+    async with app.working():
+        pass
+
+    assert abs(set_to[0] - timedelta(days=3)) < timedelta(minutes=1)
 
 
 async def test_a_message_goes_all_the_way_and_its_story_can_be_told(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 
 import pytest
 
+from hopline import heartbeat as module
 from hopline import schema, suspects
+from hopline.clock import utcnow
 from hopline.database import Database
 from hopline.errors import UsageError
-from hopline.heartbeat import Heartbeat
+from hopline.heartbeat import Heard, Heartbeat, Listening
 from tests.support.engine import rows
 from tests.support.waiting import wait_until
 
@@ -31,6 +34,24 @@ async def test_a_process_is_seen_to_live_and_to_stop_in_order(database_url: str)
     assert (first.instance, first.role) == ("worker-1", "worker")
     assert await rows(database, schema.workers) == []
     assert await rows(database, schema.suspects) == []
+    await database.close()
+
+
+async def test_it_hears_how_far_the_database_s_clock_is_ahead(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, heard = Database(database_url), list[Heard]()
+    await database.create()
+    monkeypatch.setattr(module, "utcnow", lambda: utcnow() - timedelta(days=3))
+    heartbeat = Heartbeat(database, "worker-1", "worker", 0.05, state=dict, listening=Listening(heard.append))
+
+    heartbeat.start()
+    await wait_until(lambda: bool(heard))
+    await heartbeat.stop()
+
+    ahead = heard[0].clock_ahead
+    assert ahead is not None
+    assert abs(ahead - timedelta(days=3)) < timedelta(minutes=1)
     await database.close()
 
 

@@ -18,6 +18,7 @@ from hopline.clock import utcnow
 from hopline.database import Database, Transaction
 from hopline.errors import DatabaseContention
 from hopline.handlers import Handlers
+from hopline.heartbeat import Heard
 from hopline.message import Envelope, message
 from hopline.outbox import Outbox
 from hopline.outcome import Dead, Defer, Done, Retry
@@ -232,6 +233,24 @@ async def test_what_no_handler_can_take_is_parked_with_its_bytes(database_url: s
     assert letters["undecodable"].body == b"\xff{"
     assert [(row.body, row.properties) for row in strangers] == [(b"raw", {"app_id": "stranger"})] * 2
     assert len(consumer.settled) == 4
+
+
+@pytest.mark.parametrize(
+    ("ahead_days", "age_days", "reason"),
+    [(0, 13, None), (2, 13, "too-old"), (-2, 15, None), (-2, 0, "from-the-future"), (2, -2, None)],
+)
+async def test_a_message_is_too_old_by_the_database_s_clock(
+    sqlite_database_url: str, ahead_days: int, age_days: int, reason: str | None
+) -> None:
+    delivery = delivery_for("things", envelope_for(Made("a"), created_at=utcnow() - timedelta(days=age_days)))
+
+    async with working(sqlite_database_url, one_by_one()) as (database, worker, _):
+        worker.hear(Heard((), drain=False, clock_ahead=timedelta(days=ahead_days)))
+        worker.hear(Heard((), drain=False))  # which has measured nothing
+        await handle_all(worker, [delivery])
+
+        assert [row.reason for row in await rows(database, schema.dead_letters)] == ([reason] if reason else [])
+        assert len(await rows(database, effects)) == (0 if reason else 1)
 
 
 async def test_deliveries_of_a_lost_channel_are_not_handled(database_url: str) -> None:

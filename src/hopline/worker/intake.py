@@ -32,7 +32,7 @@ from hopline.worker.quarantine import Quarantine
 from hopline.worker.strays import Strays, given_up
 
 CLOCK_AHEAD = timedelta(days=1)
-"""As much may the clock of a producer be ahead of a worker's."""
+"""As much may the clock of a producer be ahead of the database's."""
 TOLD_RUNNING = 20
 """So many of the messages that are being handled are told of."""
 
@@ -42,6 +42,7 @@ class Worker:
 
     def __init__(self, database: Database, handlers: Handlers, settings: Settings, *, instance: str) -> None:
         self._oldest = timedelta(days=settings.inbox_retention_days)
+        self._clock_ahead = timedelta(0)
         self._desk = Desk(database, settings, instance)
         self._lanes: dict[tuple[str, str, int], Lane] = {}
         for endpoint in handlers:
@@ -94,8 +95,14 @@ class Worker:
         """These queues, and no others, are paused by an operator now."""
         self._desk.pauses.obey(paused)
 
+    def set_clock(self, ahead: timedelta) -> None:
+        """How far the database's clock is ahead of this process's: by that clock messages are too old, and purged."""
+        self._clock_ahead = ahead
+
     def hear(self, heard: Heard) -> None:
-        """What operators want, and what other workers have done, with each heartbeat."""
+        """What operators want, what other workers have done, and the database's clock, with each heartbeat."""
+        if heard.clock_ahead is not None:
+            self.set_clock(heard.clock_ahead)
         self.obey([pause.queue for pause in heard.pauses])
         self._desk.pauses.found_up_elsewhere(heard.succeeded)
 
@@ -106,7 +113,7 @@ class Worker:
     def receive(self, deliveries: list[Delivery]) -> None:
         """Takes deliveries; returns at once."""
         opened: dict[Lane, list[Member]] = {}
-        now = utcnow()
+        now = utcnow() + self._clock_ahead
         for delivery in deliveries:
             try:
                 lane, member = self._open(delivery, now)
@@ -174,8 +181,8 @@ class FromTheFuture(MessageError):
 
     def __init__(self, created_at: datetime) -> None:
         super().__init__(
-            f"its id says that it was made at {created_at:%Y-%m-%d %H:%M} UTC, over {CLOCK_AHEAD} ahead of this "
-            "machine's clock; compare the clocks, then replay it"
+            f"its id says that it was made at {created_at:%Y-%m-%d %H:%M} UTC, over {CLOCK_AHEAD} ahead of the "
+            "database's clock; compare the clocks, then replay it"
         )
 
 
