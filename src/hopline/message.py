@@ -30,6 +30,9 @@ HEADERS_BYTES = 4096
 TRACE_HEADERS = ("traceparent",)
 """Free headers that go on along a flow, from a message to those that its handler sends."""
 
+AttemptId = tuple[str, int, int]
+"""Message id, run and attempt: the identity of an attempt."""
+
 M = TypeVar("M", bound=type[msgspec.Struct])
 
 
@@ -75,6 +78,11 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """0, and one more per retry within a run."""
     suspect: bool = False
     """Whether this send may kill its worker, so that it has to run alone."""
+
+    @property
+    def attempt_id(self) -> AttemptId:
+        """What one execution of a handler belongs to: the same message comes again in other runs and attempts."""
+        return self.id, self.run, self.attempt
 
     def changed(self, **changes: Any) -> Envelope:
         """A copy with other values of these fields."""
