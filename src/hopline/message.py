@@ -96,8 +96,8 @@ def message(name: str, *, key: str, version: int = 1, optional: bool = False) ->
     key, `version` grows with every incompatible change of the fields, `optional` says that a message which no
     queue takes is no fault.
     """
-    if not name or len(name.encode()) > NAME_BYTES or any(c.isspace() for c in name):
-        raise UsageError(f"a message name is 1 to 255 bytes without blanks, like 'order.placed', not {name!r}")
+    if not name or len(name.encode()) > NAME_BYTES or any(c.isspace() or not c.isprintable() for c in name):
+        raise UsageError(f"a message name is 1 to 255 bytes without blanks or controls, like 'order.placed': {name!r}")
 
     def declare(cls: M) -> M:
         if not issubclass(cls, msgspec.Struct):
