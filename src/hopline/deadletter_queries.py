@@ -252,8 +252,8 @@ async def load(connection: AsyncConnection, ids: Sequence[str], *, lock: bool = 
 
 @cache
 def _columns() -> tuple[sa.ColumnElement[Any], ...]:
-    large = {"identity", "stack", "properties", "body"}
-    small = [column for column in dead_letters.columns if column.name not in large]
+    left_out = {"identity", "unsettled", "stack", "properties", "body"}
+    small = [column for column in dead_letters.columns if column.name not in left_out]
     return (*small, sa.func.length(dead_letters.c.body).label("body_bytes"))
 
 
