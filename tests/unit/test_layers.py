@@ -23,6 +23,7 @@ HOPLINE = """
     broker handlers rows schema
     migrations outgoing
     database
+    holding
     amqp management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
     history pausing draining
     batching live properties heartbeat recovery retention window
