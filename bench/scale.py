@@ -29,7 +29,7 @@ from bench.sides import SIDES
 from bench.site import Site, Stand, running
 from bench.tasks import LIBRARIES, drain, enqueue, prepare_queue
 from hopline import Database
-from hopline.retention import purge
+from hopline.retention import MARGIN, purge
 
 HOPLINE: Final = LIBRARIES["hopline"]
 LIMIT: Final = 1_000_000
@@ -141,9 +141,9 @@ def _sweep(site: Site, stand: Stand, environment: Mapping[str, str], size: int, 
 
 def _purge(site: Site, stand: Stand, size: int) -> Point:
     """The oldest messages are past the retention and go, with all that belongs to them."""
-    retention = timedelta(seconds=float(site.query(stand, OLDEST_SQL.format(PURGED_MESSAGES))[0][0]))
+    age = timedelta(seconds=float(site.query(stand, OLDEST_SQL.format(PURGED_MESSAGES))[0][0]))
     before, began, own = use(site.roles), time.perf_counter(), time.process_time()
-    purged = asyncio.run(_purged(stand.database_url, retention))
+    purged = asyncio.run(_purged(stand.database_url, age - MARGIN))
     seconds, cpu = time.perf_counter() - began, time.process_time() - own
     cpu += cpu_between(before, use(site.roles))["postgres"]
     return Point("purge", size, purged / seconds, cpu / purged * 1e6)

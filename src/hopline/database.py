@@ -47,6 +47,7 @@ from hopline.outcome import LONGEST_DELAY_SECONDS, checked_delay
 from hopline.outgoing import envelope_of_message
 from hopline.redaction import redacted
 from hopline.rows import Dialect, Parameters
+from hopline.sqlite_stopping import stop_when_invalidated
 
 LOCK_TIMEOUT_SECONDS = 2.0
 IDLE_IN_TRANSACTION_SECONDS = 10.0
@@ -645,6 +646,7 @@ def _engine(
         engine = _pooled(url, connections, {"timeout": busy_seconds})
         sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin(sqlite_begin))
+        stop_when_invalidated(engine.sync_engine)
         return engine
     url, arguments = database_url.postgres_options(url)
     settings = {

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from hopline.clock import new_id
 from hopline.database import Transaction, now
 from hopline.fingerprint import NO_CAUSE, Cause, fingerprint
+from hopline.holding import hold
 from hopline.message import Envelope
 from hopline.rows import Dialect, Rows, insert
 from hopline.schema import ERROR_CHARACTERS, STACK_CHARACTERS, Id, dead_letters, storable, storable_json
@@ -127,6 +128,7 @@ async def _again(tx: Transaction, content: str, taken: Collection[str]) -> str |
 
 async def _insert(tx: Transaction, rows: Sequence[dict[str, object]]) -> None:
     if rows:
+        await hold(tx, [str(row["message_id"]) for row in rows if row["message_id"] is not None])
         statement = insert(tx.dialect, dead_letters).values(dead_at=now()).on_conflict_do_nothing()
         await tx.execute(statement, rows)
 

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 
 import msgspec
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hopline.clock import id_time, new_id
 from hopline.database import Send, Transaction, Write, now
 from hopline.errors import OutboxFull, UsageError
+from hopline.holding import hold
 from hopline.message import AttemptId, Envelope
 from hopline.rows import Dialect, Made, Parameters, Rows, as_json
 from hopline.schema import Id, Json, UtcTime, messages, outbox
@@ -29,6 +31,8 @@ REFUSED_PAUSES = ((5.0, 1.0), (30.0, 5.0), (120.0, 20.0))
 """How long a refused send waits, by how long it has been due: (due for less than these seconds, pause in seconds)."""
 REFUSED_CAP_SECONDS = 60.0
 """The pause of one that has been due for longer."""
+
+log = structlog.get_logger("hopline.outbox")
 
 
 class Sender(Protocol):
@@ -113,7 +117,14 @@ def store(tx: Transaction, sends: Sequence[Send], *, leased: set[str], lease_sec
 
 
 async def again(tx: Transaction, queue: str, sends: Sequence[tuple[str, int, int]]) -> None:
-    """Inserts rows, due now, that send stored messages to one queue: (message id, run, attempt) each."""
+    """Inserts rows, due now, that send stored messages to one queue: (message id, run, attempt) each.
+
+    A message that was purged since the caller found it is not sent.
+    """
+    stored = await hold(tx, [message_id for message_id, _, _ in sends])
+    sends = [send for send in sends if send[0] in stored]
+    if not sends:
+        return
     count = len(sends)
     values = _SENDS.inserted(
         tx.dialect,
@@ -130,7 +141,10 @@ async def again(tx: Transaction, queue: str, sends: Sequence[tuple[str, int, int
 
 
 async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tuple[Send, int]]:
-    """Leases up to `limit` due rows to this process: (send, returns so far), in due order."""
+    """Leases up to `limit` due rows to this process: (send, returns so far), in due order.
+
+    A row whose message is not stored can never be sent. It leaves the due index, and the log tells of it.
+    """
     due = (
         sa.select(outbox.c.id)
         .where(_is_due())
@@ -147,7 +161,11 @@ async def claim(tx: Transaction, *, limit: int, lease_seconds: float) -> list[tu
     ids = [row.id for row in await tx.rows(leased)]
     if not ids:
         return []
-    return [_send_of(row) for row in await tx.rows(_reading(tx.dialect), _IDS.given(tx.dialect, id=ids))]
+    claimed = [_send_of(row) for row in await tx.rows(_reading(tx.dialect), _IDS.given(tx.dialect, id=ids))]
+    if orphans := sorted(set(ids) - {send.id for send, _ in claimed}):
+        log.error("sends are given up, because their messages are not stored", sends=orphans)
+        await mark_parked(tx, orphans)
+    return claimed
 
 
 def mark_sent(tx: Transaction, ages_seconds: Mapping[str, float]) -> None:
@@ -291,7 +309,17 @@ def _storing(dialect: Dialect) -> Write:
 
 @cache
 def _storing_unless_known(dialect: Dialect) -> Write:
-    return _KNOWN.insertion(dialect, messages, _headers(dialect)).on_conflict_do_nothing()
+    """Inserts messages that are not stored, and holds the others (holding.py), so that no purge deletes them meanwhile.
+
+    On Postgres an ON CONFLICT DO UPDATE locks a row also if its WHERE lets it change nothing (documentation of INSERT),
+    and inserts the message if it was deleted while it waited for the lock. DO NOTHING does not wait for a lock.
+    """
+    insertion = _KNOWN.insertion(dialect, messages, _headers(dialect))
+    if dialect == "sqlite":
+        return insertion.on_conflict_do_nothing()
+    return insertion.on_conflict_do_update(
+        index_elements=[messages.c.id], set_={"type": messages.c.type}, where=sa.false()
+    )
 
 
 def _headers(dialect: Dialect) -> Made:

@@ -1,21 +1,29 @@
-"""Retention: what is old and finished goes, in batches; what is on its way or parked stays."""
+"""Retention: what is old and finished goes, in batches; what is on its way or parked stays, whoever acts meanwhile."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
+import pytest
 import sqlalchemy as sa
+from sqlalchemy.util import await_only
 
-from hopline import attempts, deadletters, inbox, schema
+from hopline import attempts, deadletters, inbox, outbox, schema
 from hopline.attempts import Attempt
 from hopline.clock import first_id, utcnow
 from hopline.database import Database, Send, Transaction, now
 from hopline.deadletters import DeadLetter
 from hopline.message import Envelope, message
-from hopline.outbox import store
-from hopline.retention import BATCH_MESSAGES, purge
+from hopline.outbox import Outbox, store
+from hopline.repair import discard, undo
+from hopline.retention import BATCH_MESSAGES, MARGIN, purge
 from tests.support.engine import envelope_for, rows
+from tests.support.waiting import wait_until
 
 RETENTION = timedelta(days=14)
 
@@ -59,7 +67,7 @@ def letter(envelope: Envelope) -> DeadLetter:
 async def test_what_is_old_and_finished_goes_with_all_that_belongs_to_it(database_url: str) -> None:
     database = Database(database_url)
     await database.create()
-    old, young = aged("old", timedelta(days=15)), aged("young", timedelta(days=13))
+    old, young = aged("old", timedelta(days=16)), aged("young", timedelta(days=13))
     async with database.transaction() as tx:
         await sent(tx, old, young)
         for envelope in (old, young):
@@ -114,7 +122,7 @@ async def test_old_answers_and_dead_processes_go(database_url: str) -> None:
     database = Database(database_url)
     await database.create()
     async with database.transaction() as tx:
-        for key, age in (("old", 15), ("young", 1)):
+        for key, age in (("old", 16), ("young", 1)):
             answer = {"scope": "POST /orders", "key": key, "request_hash": "", "response": ""}
             process = {"instance": key, "role": "worker", "version": "1", "state": {}, "started_at": now()}
             moment = now(-age * 86_400)
@@ -125,4 +133,214 @@ async def test_old_answers_and_dead_processes_go(database_url: str) -> None:
 
     assert [row.key for row in await rows(database, schema.idempotency)] == ["young"]
     assert [row.instance for row in await rows(database, schema.workers)] == ["young"]
+    await database.close()
+
+
+@asynccontextmanager
+async def two_processes(url: str) -> AsyncIterator[tuple[Database, Database]]:
+    """The database as the purge and as somebody else has it."""
+    purging, other = Database(url), Database(url)
+    await purging.create()
+    other.riders.append(Outbox(limit=1_000, lease_seconds=30))
+    try:
+        yield purging, other
+    finally:
+        await purging.close()
+        await other.close()
+
+
+async def waits_for_a_lock(database: Database) -> bool:
+    """Whether somebody waits for somebody's lock; on SQLite every second writer does."""
+    if database.dialect == "sqlite":
+        return True
+    return bool(await database.query(sa.text("SELECT 1 FROM pg_locks WHERE NOT granted")))
+
+
+async def purge_while(
+    purging: Database, other: Database, work: Callable[[], Awaitable[Any]], *, before: str
+) -> tuple[int, Any]:
+    """Purges, and has `work` done just before the first statement that begins so, as far as no lock keeps it.
+
+    Returns how much was purged, and the result of the work.
+    """
+    working: list[asyncio.Task[Any]] = []
+
+    async def meanwhile() -> None:
+        working.append(asyncio.ensure_future(work()))
+        done = working[0].done
+
+        async def gone_as_far_as_it_goes() -> bool:
+            return done() or await waits_for_a_lock(other)
+
+        await wait_until(gone_as_far_as_it_goes)
+
+    def pause(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if not working and statement.startswith(before):
+            await_only(meanwhile())
+
+    sa.event.listen(purging._writer.sync_engine, "before_cursor_execute", pause)
+    purged = await purge(purging, RETENTION)
+    assert working, "the purge ran no such statement"
+    return purged, await working[0]
+
+
+DELETES = [f"DELETE FROM hopline_{table} " for table in ("outbox", "attempts", "inbox", "dead_letters", "messages")]
+
+
+@pytest.mark.parametrize("before", DELETES)
+async def test_a_retry_that_is_stored_while_its_message_is_purged_is_sent(database_url: str, before: str) -> None:
+    old = aged("old", timedelta(days=16))
+    async with two_processes(database_url) as (purging, other):
+        async with other.transaction() as tx:
+            await sent(tx, old)
+
+        async def fails() -> None:
+            async with other.transaction() as tx:
+                failed = Attempt("pages/page.printed", old, "retry", "broken", "", "worker-1", utcnow(), utcnow())
+                await attempts.record(tx, [failed])
+                tx.schedule(old.changed(attempt=1), queue="pages", delay_seconds=0)
+
+        await purge_while(purging, other, fails, before=before)
+
+        async with other.transaction() as tx:
+            ((send, _),) = await outbox.claim(tx, limit=10, lease_seconds=30)
+        assert (send.envelope.id, send.envelope.attempt, send.envelope.body) == (old.id, 1, old.body)
+        assert [row.message_id for row in await rows(other, schema.attempts)] == [old.id]
+
+
+async def test_a_purge_leaves_a_message_for_which_somebody_is_storing_a_retry(postgres_database_url: str) -> None:
+    old = aged("old", timedelta(days=16))
+    async with two_processes(postgres_database_url) as (purging, other):
+        async with other.transaction() as tx:
+            await sent(tx, old)
+            await finished(tx, old)
+        async with other.transaction() as tx:
+            tx.schedule(old.changed(attempt=1), queue="pages", delay_seconds=0)
+            store(tx, tx.sends, leased=set(), lease_seconds=30)
+            tx.sends.clear()
+            await tx.flush()
+
+            assert await purge(purging, RETENTION) == 0
+
+        assert [row.id for row in await rows(other, schema.messages)] == [old.id]
+        for table in (schema.inbox, schema.attempts):
+            assert [row.message_id for row in await rows(other, table)] == [old.id]
+
+
+@pytest.mark.parametrize("before", DELETES)
+async def test_a_letter_that_is_parked_while_its_message_is_purged_stays(database_url: str, before: str) -> None:
+    old = aged("old", timedelta(days=16))
+    async with two_processes(database_url) as (purging, other):
+        async with other.transaction() as tx:
+            await sent(tx, old)
+
+        async def dies() -> None:
+            async with other.transaction() as tx:
+                await deadletters.park(tx, [letter(old)])
+
+        await purge_while(purging, other, dies, before=before)
+        await purge(purging, RETENTION)
+
+        (parked,) = await rows(other, schema.dead_letters)
+        assert (parked.message_id, parked.body, parked.resolution) == (old.id, old.body, None)
+
+
+async def test_a_purge_leaves_a_message_of_which_somebody_is_parking_a_letter(postgres_database_url: str) -> None:
+    old = aged("old", timedelta(days=16))
+    async with two_processes(postgres_database_url) as (purging, other):
+        async with other.transaction() as tx:
+            await sent(tx, old)
+            await finished(tx, old)
+        async with other.transaction() as tx:
+            await deadletters.park(tx, [letter(old)])
+
+            assert await purge(purging, RETENTION) == 0
+
+        assert [row.id for row in await rows(other, schema.messages)] == [old.id]
+        assert len(await rows(other, schema.attempts)) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "stored_here"),
+    [
+        ("DELETE FROM hopline_outbox ", True),
+        ("DELETE FROM hopline_dead_letters ", True),
+        ("DELETE FROM hopline_dead_letters ", False),
+    ],
+    ids=["own, before its sends go", "own, before its letters go", "of another database's message"],
+)
+async def test_an_undo_that_says_ok_is_not_purged(database_url: str, before: str, stored_here: bool) -> None:
+    old = aged("old", timedelta(days=16))
+    async with two_processes(database_url) as (purging, other):
+        async with other.transaction() as tx:
+            if stored_here:
+                await sent(tx, old)
+            await deadletters.park(tx, [letter(old)])
+        (parked,) = await rows(other, schema.dead_letters)
+        await discard(other, [parked.id], who="ada", reason="a test")
+        async with other.transaction() as tx:
+            await tx.execute(sa.update(schema.dead_letters).values(resolved_at=now(-16 * 86_400)))
+
+        async def undone() -> str:
+            (judged,) = await undo(other, [parked.id], who="ada")
+            return judged.verdict.kind
+
+        _, verdict = await purge_while(purging, other, undone, before=before)
+
+        left = [(row.id, row.resolution) for row in await rows(other, schema.dead_letters)]
+        assert (verdict, left) in [("ok", [(parked.id, None)]), ("not-found", [])]
+        messages = [row.id for row in await rows(other, schema.messages)]
+        assert messages == ([old.id] if stored_here and verdict == "ok" else [])
+
+
+async def test_what_a_lost_queue_had_is_not_sent_again_without_its_message(database_url: str) -> None:
+    old = aged("old", timedelta(days=16))
+    async with two_processes(database_url) as (purging, other):
+        async with other.transaction() as tx:
+            await sent(tx, old)
+
+        async def sent_again() -> None:
+            async with other.transaction() as tx:
+                await outbox.again(tx, "pages", [(old.id, 0, 0)])
+
+        await purge_while(purging, other, sent_again, before="DELETE FROM hopline_messages ")
+
+        kept = {row.id for row in await rows(other, schema.messages)}
+        assert {row.message_id for row in await rows(other, schema.outbox)} <= kept
+
+
+async def test_a_send_without_its_message_is_leased_once_and_purged(database_url: str) -> None:
+    old = aged("old", timedelta(days=16))
+    database = Database(database_url)
+    await database.create()
+    async with database.transaction() as tx:
+        await sent(tx, old)
+        await tx.execute(sa.update(schema.outbox).values(next_at=now(), sent_at=None))
+        await tx.execute(sa.delete(schema.messages))
+
+    async with database.transaction() as tx:
+        assert await outbox.claim(tx, limit=10, lease_seconds=-1) == []
+    async with database.transaction() as tx:
+        assert await outbox.claim(tx, limit=10, lease_seconds=-1) == []
+
+    (row,) = await rows(database, schema.outbox)
+    assert (row.next_at, row.sent_at) == (None, None)
+    await purge(database, RETENTION)
+    assert await rows(database, schema.outbox) == []
+    await database.close()
+
+
+async def test_what_a_worker_may_still_take_is_remembered_for_a_margin(database_url: str) -> None:
+    database = Database(database_url)
+    await database.create()
+    minute = timedelta(minutes=1)
+    within, beyond = aged("within", RETENTION + MARGIN - minute), aged("beyond", RETENTION + MARGIN + minute)
+    async with database.transaction() as tx:
+        await sent(tx, within, beyond)
+        for envelope in (within, beyond):
+            await finished(tx, envelope)
+
+    assert await purge(database, RETENTION) == 1
+
+    assert [row.message_id for row in await rows(database, schema.inbox)] == [within.id]
     await database.close()

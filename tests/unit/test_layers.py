@@ -16,13 +16,14 @@ import pytest
 
 HOPLINE = """
     errors clock json_text redaction
-    environment failpoints metrics database_url
+    environment failpoints metrics database_url sqlite_stopping
     settings message outcome fingerprint
     failure
     codec retry topology breaker
     broker handlers rows schema
     migrations outgoing
     database
+    holding
     amqp management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
     history pausing draining
     batching live properties heartbeat recovery retention window

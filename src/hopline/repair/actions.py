@@ -22,6 +22,7 @@ from hopline.database import Database, Transaction, now, retried, translated
 from hopline.deadletter_queries import Filter, Letter, Place, count, find, load
 from hopline.deadletters import reopen, resolve
 from hopline.errors import UsageError
+from hopline.holding import hold_of_letters
 from hopline.message import Envelope
 from hopline.outbox import Outbox
 from hopline.repair.verdicts import Code, Evidence, Verdict, judge, renewed, validate
@@ -316,6 +317,8 @@ def _judged(ids: Sequence[str], evidence: Mapping[str, Evidence], code: Code, *,
 
 
 async def _locked(tx: Transaction, ids: Sequence[str]) -> dict[str, Evidence]:
+    """The letters, locked until the transaction ends, as are their messages against the purge."""
+    await hold_of_letters(tx, ids)
     with translated():
         return await _evidence(tx.connection, ids, lock=True)
 
