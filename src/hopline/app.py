@@ -31,6 +31,7 @@ from hopline.handlers import Endpoint, Handlers
 from hopline.heartbeat import Heard, Heartbeat, Listening, ignored
 from hopline.history import Recorder
 from hopline.live import plan, read_queues
+from hopline.loss_watch import LossWatch
 from hopline.message import Catalog, type_of
 from hopline.migrations import Migration
 from hopline.outbox import Outbox
@@ -217,6 +218,16 @@ class Hopline:
             consumer.start()
             producer.says(lambda: {"queues": chosen, **worker.state()}, consume=consumer)
             producer.does(worker.details, worker.hear, worker.found_down_at)
+            loss_watch = LossWatch(
+                producer.database,
+                consumer,
+                partial(read_queues, self.settings.broker_url, ""),
+                self.handlers,
+                chosen,
+                instance=producer.instance,
+                heartbeat_seconds=self.settings.heartbeat_seconds,
+            )
+            stack.push_async_callback(_cancelled, asyncio.create_task(loss_watch.run(), name="loss watch"))
             try:
                 yield Working(producer, worker, consumer, tuple(chosen))
             finally:

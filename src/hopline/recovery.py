@@ -5,14 +5,19 @@ down (`hopline_queue_losses`) before the queue is declared anew. Then each send 
 before that moment, and of which neither a result nor another send is known, is sent to it again. Some of them
 may not have been in it any more (a worker held them): the inbox absorbs those.
 
+A queue that somebody else deletes and makes anew at once is never missing. Then the proof is that sends are under way
+which nobody has (`nobody_holds`): the queue is empty, and no living worker holds or was given anything meanwhile.
+
 Confirms from before the event may be marked, or their leases end, some time after it; so a loss stays open, and
 is looked at again, for twice the lease.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,9 +27,13 @@ from hopline.clock import new_id
 from hopline.database import Database, Transaction, now, retried
 from hopline.outbox import again
 from hopline.schema import attempts, dead_letters, endpoints, inbox, messages, outbox, queue_losses
-from hopline.topology import base_queue
+from hopline.topology import base_queue, dead_queue
 
 CHUNK_SENDS = 500
+GONE_SECONDS = 120.0
+"""RabbitMQ has closed the connection of a process that has said nothing for so long, and has its messages again."""
+STATE_LAG_SECONDS = 1.0
+"""What a heartbeat tells was true at most so long before it, and for how long the loop was blocked."""
 SAME_EVENT_SECONDS = 5.0
 """Several links find the same queue missing within moments of each other."""
 
@@ -54,7 +63,7 @@ async def _found_missing(tx: Transaction, queue: str, found_by: str) -> None:
     elif not all(row.recently for row in rows) or await _was_sent_to(tx, queue):
         await note_loss(tx, queue, found_by, now())
     else:
-        log.info("a queue is declared for the first time by several processes", queue=queue)
+        log.debug("several links declare a queue for the first time", queue=queue)
 
 
 async def _was_sent_to(tx: Transaction, queue: str) -> bool:
@@ -102,6 +111,83 @@ async def note_loss(tx: Transaction, queue: str, found_by: str, lost_at: sa.Colu
     log.error("queue lost; what was in it is sent again", queue=queue)
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one living worker says it has of a queue and of its dead letters."""
+
+    taken_at: datetime
+    """What it says was true then or later, by the database's clock."""
+    delivered: int
+    """Deliveries since it started."""
+    unsettled: int
+    consumers: int
+    """Its consumers of the queue itself, without the dead letters."""
+
+
+Holdings = Mapping[str, Holding]
+"""What each living worker of a queue has, by instance."""
+
+
+def holdings_of(rows: Iterable[Any], queue: str, at: datetime, alive_seconds: float) -> Holdings | None:
+    """What the workers of a queue say in `hopline_workers`; None if one does not say, or may be frozen. Pure."""
+    found: dict[str, Holding] = {}
+    for row in rows:
+        age = (at - row.heartbeat_at).total_seconds()
+        parts = _parts(row.state, queue)
+        if parts is None or age > GONE_SECONDS:
+            continue
+        if not parts or age >= alive_seconds:
+            return None
+        found[row.instance] = Holding(
+            row.heartbeat_at - timedelta(seconds=_lag_seconds(row.state)),
+            delivered=sum(_number(part.get("delivered")) for part in parts.values()),
+            unsettled=sum(_number(part.get("unsettled")) for part in parts.values()),
+            consumers=int(parts[queue].get("consuming") is True),
+        )
+    return found
+
+
+def _parts(state: object, queue: str) -> Mapping[str, Mapping[str, Any]] | None:
+    """What a process holds of the queue and its dead letters: None if it is no worker of it, empty if unclear."""
+    if not isinstance(state, Mapping):
+        return None
+    queues, links = state.get("queues"), state.get("links")
+    if not isinstance(queues, list) or queue not in queues:
+        return None
+    link = links.get("consume") if isinstance(links, Mapping) else None
+    holding = link.get("holding") if isinstance(link, Mapping) else None
+    if not isinstance(holding, Mapping) or queue not in holding:
+        return {}
+    parts = {name: holding[name] for name in (queue, dead_queue(queue)) if name in holding}
+    return parts if all(isinstance(part, Mapping) for part in parts.values()) else {}
+
+
+def _lag_seconds(state: Mapping[str, Any]) -> float:
+    return STATE_LAG_SECONDS + min(max(0, _number(state.get("loop_lag_seconds"))), GONE_SECONDS)
+
+
+def _number(value: object) -> int:
+    return math.ceil(value) if isinstance(value, int | float) and math.isfinite(value) else 0
+
+
+def nobody_holds(before: Holdings, between: Holdings, after: Holdings) -> bool:
+    """Whether nothing that was sent before the first of two empty readings can be with a worker. Pure.
+
+    `between` was said after the first reading, `after` after the second one. A message that was in a worker's hand at
+    the first reading was either still there at `between`, or was given to somebody before the second reading; or it
+    was settled, and the database then knows its result.
+    """
+    if not before or not before.keys() == between.keys() == after.keys():
+        return False
+    return all(
+        not before[name].unsettled
+        and not between[name].unsettled
+        and not after[name].unsettled
+        and before[name].delivered == between[name].delivered == after[name].delivered
+        for name in before
+    )
+
+
 async def recover(database: Database, *, lease_seconds: float) -> bool:
     """Schedules a chunk of what was lost again; True if there may be more to do now."""
     open_losses = sa.select(queue_losses).where(queue_losses.c.recovered_at.is_(None)).order_by(queue_losses.c.id)
@@ -134,11 +220,14 @@ async def _lost(tx: Transaction, loss: sa.Row[Any]) -> list[Sent]:
     return [(row.message_id, row.run, row.attempt) for row in await tx.rows(query)]
 
 
-def lost_sends(queue: str, lost_at: datetime) -> sa.Select[Any]:
+def lost_sends(
+    queue: str, lost_at: datetime, *, types: Collection[str] | None = None, among: sa.Select[Any] | None = None
+) -> sa.Select[Any]:
     """SQL: (message id, run, attempt) of sends to the queue from before a time that nobody answers for.
 
     A queue is bound to a type, whatever the version: so a result of any endpoint of the queue counts. What was sent to
     the very queue was in it whatever its type, such as a deferred message of a type that only a later release knows.
+    `types` are those that the queue is bound to, if not all that it ever was; `among` are the ids of sends to look at.
     """
     sent, since = outbox.alias("sent"), outbox.alias("since")
     of_queue = endpoints.c.queue == queue
@@ -147,6 +236,7 @@ def lost_sends(queue: str, lost_at: datetime) -> sa.Select[Any]:
         of_queue,
         endpoints.c.type == messages.c.type,
         endpoints.c.since <= sent.c.sent_at,
+        *([] if types is None else [messages.c.type.in_(sorted(types))]),
     )
     came = sa.or_(sent.c.destination == queue, sa.and_(sent.c.destination == "", was_bound))
     names = sa.select(endpoints.c.endpoint).where(of_queue)
@@ -178,5 +268,5 @@ def lost_sends(queue: str, lost_at: datetime) -> sa.Select[Any]:
     return (
         sa.select(sent.c.message_id, sent.c.run, sent.c.attempt)
         .distinct()
-        .where(came, sent.c.sent_at < lost_at, ~result)
+        .where(came, sent.c.sent_at < lost_at, ~result, *([] if among is None else [sent.c.id.in_(among)]))
     )

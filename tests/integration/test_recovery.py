@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 
 import msgspec
 import pytest
 import sqlalchemy as sa
 
-from hopline import amqp, schema
+from hopline import amqp, loss_watch, schema
 from hopline.app import Hopline
 from hopline.audit import register
-from hopline.clock import new_id
+from hopline.clock import new_id, utcnow
 from hopline.database import Database, Transaction, now
 from hopline.handlers import Handlers
+from hopline.live import declare, read_queues
 from hopline.message import message
 from hopline.node import Node
 from hopline.outbox import Outbox
@@ -322,6 +325,91 @@ async def test_nothing_is_sent_before_its_endpoint_is_known(database_url: str, b
     async with program.working() as working:
         await wait_until(lambda: _done(working.producer.database, 20), 30)
     await waiting.close()
+
+
+async def test_a_queue_that_somebody_makes_anew_at_once_loses_nothing(
+    database_url: str, broker_url: str, rabbitmq: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an idle worker whose queue is deleted and declared in one go: RabbitMQ cancels no consumer
+    monkeypatch.setattr(loss_watch, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(loss_watch, "SETTLING_SECONDS", 1.0)
+    settings = Settings(
+        database_url=database_url, broker_url=broker_url, probe_seconds=0.05, lease_seconds=20, heartbeat_seconds=0.3
+    )
+    program = Hopline(handlers=[handlers()], settings=settings)
+    await program.migrate()
+    async with program.working() as working:
+        database = working.producer.database
+        await wait_until(lambda: working.consumer.ready)
+        await send(database, *(f"before {i}" for i in range(10)))
+        await wait_until(lambda: _done(database, 10))
+        connection = await amqp.connect(broker_url)
+        channel = await connection.channel()
+        await channel.delete_queue("parcels")
+        await declare(channel, program.topology)
+        await connection.close(5)
+
+        # When messages are sent, which RabbitMQ holds for a consumer that does not get them
+        await send(database, *(f"after {i}" for i in range(10)))
+
+        # Then the worker proves that nobody has them, says so, and all are done
+        await wait_until(lambda: _done(database, 20), 60)
+        (loss,) = await rows(database, schema.queue_losses)
+        assert (loss.queue, loss.found_by) == ("parcels", working.producer.instance)
+        await wait_until(lambda: working.consumer.remade >= 1)
+
+
+async def test_a_message_that_a_slow_handler_has_is_not_lost(
+    database_url: str, broker_url: str, rabbitmq: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker with a message in its hand, of which the database knows the send only, and one that is idle
+    monkeypatch.setattr(loss_watch, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(loss_watch, "SETTLING_SECONDS", 0.0)
+    settings = Settings(
+        database_url=database_url, broker_url=broker_url, probe_seconds=0.05, lease_seconds=20, heartbeat_seconds=0.1
+    )
+    finish_it, registry = asyncio.Event(), Handlers()
+
+    @registry.on("parcels")
+    async def handle(parcel: Parcel) -> None:
+        await finish_it.wait()
+
+    program = Hopline(handlers=[registry], settings=settings)
+    await program.migrate()
+    async with program.working() as slow, program.working() as idle:
+        await wait_until(lambda: slow.consumer.ready and idle.consumer.ready)
+        await send(slow.producer.database, "slow")
+        await wait_until(lambda: slow.worker.busy + idle.worker.busy == 1)
+        holder = slow if slow.worker.busy else idle
+        await wait_until(lambda: _says_it_holds(holder.producer.database, holder.producer.instance))
+        watch = loss_watch.LossWatch(
+            slow.producer.database,
+            (idle if holder is slow else slow).consumer,
+            lambda names: read_queues(broker_url, "", names),
+            program.handlers,
+            ["parcels"],
+            instance="watch",
+            heartbeat_seconds=0.1,
+        )
+
+        await wait_until(lambda: _all_sent(slow.producer.database, 1))
+        assert await watch._has_unanswered("parcels", utcnow() + timedelta(seconds=5))
+
+        # When the idle one looks, again and again
+        for _ in range(3):
+            await watch._look("parcels")
+
+        # Then nothing was lost, and nothing is sent again
+        assert await rows(slow.producer.database, schema.queue_losses) == []
+        finish_it.set()
+        await wait_until(lambda: _done(slow.producer.database, 1))
+        assert len(await rows(slow.producer.database, schema.outbox)) == 1
+
+
+async def _says_it_holds(database: Database, instance: str) -> bool:
+    said = {row.instance: row.state for row in await rows(database, schema.workers)}
+    holding = said[instance]["links"].get("consume", {}).get("holding", {})
+    return bool(holding.get("parcels", {}).get("unsettled") == 1)
 
 
 async def _registered(database: Database) -> bool:
