@@ -6,7 +6,9 @@ All but "in broker" and "missing" are rows. What was confirmed by RabbitMQ and i
 queue, ready or unacknowledged; the queues are read before and after one snapshot of the database. If a queue
 is empty in both readings, the unsettled messages that were sent to it are missing, and named.
 
-An endpoint answers for what was sent since its queue was bound (`hopline_endpoints.since`).
+An endpoint is registered before its queue is bound, and answers for what was sent since (`hopline_endpoints.since`). It
+has one account, with all versions of its type that it handles. A queue is bound to a type and not to a version: for the
+versions that no endpoint of the queue handles, the endpoint with the latest version answers.
 """
 
 from __future__ import annotations
@@ -91,22 +93,74 @@ async def _look(database: Database, watched: Sequence[Endpoint], read_queues: Re
     queues = sorted({endpoint.queue for endpoint in watched})
     before = await read_queues(queues)
     async with database.reading() as connection:
-        counted = [(e, await _count(connection, e), await _unsettled(connection, e)) for e in watched]
+        counted = [(e, await _count(connection, e), await _unsettled(connection, e)) for e in subjects(watched)]
     after = await read_queues(queues)
     return Audit(tuple(_account(e, counts, ids, before, after) for e, counts, ids in counted))
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What one account is about: an endpoint name at a queue."""
+
+    name: str
+    queue: str
+    type: str
+    versions: frozenset[int]
+    """The versions that it handles."""
+    others: frozenset[int] | None
+    """None, or: it also answers for the versions that no endpoint of the queue handles, and these are handled."""
+
+
+def subjects(watched: Sequence[Endpoint]) -> list[Subject]:
+    """The accounts of endpoints: each message that comes to a queue belongs to exactly one of them. Pure."""
+    versions: dict[tuple[str, str, str], set[int]] = {}
+    handled: dict[tuple[str, str], set[int]] = {}
+    for endpoint in watched:
+        versions.setdefault((endpoint.name, endpoint.queue, endpoint.type.name), set()).add(endpoint.type.version)
+        handled.setdefault((endpoint.queue, endpoint.type.name), set()).add(endpoint.type.version)
+    return [
+        Subject(
+            name,
+            queue,
+            type_name,
+            frozenset(own),
+            frozenset(handled[queue, type_name]) if max(handled[queue, type_name]) in own else None,
+        )
+        for (name, queue, type_name), own in versions.items()
+    ]
+
+
 async def register(database: Database, bound: Sequence[Endpoint]) -> None:
-    """Remembers since when each endpoint's queue is bound; the first time counts. Call when it is declared."""
+    """Remembers since when each endpoint answers for what is sent; the first time counts.
+
+    Call it before anything of the endpoints is declared or published: what is sent earlier is outside of the account.
+    """
+    places = {(endpoint.name, endpoint.queue, endpoint.type.name, endpoint.type.version) for endpoint in bound}
+    key = tuple(endpoints.primary_key.columns)
+    async with database.reading() as connection:
+        new = places - {tuple(row) for row in await connection.execute(sa.select(*key))}
+    if not new:
+        return
     async with database.transaction() as tx:
-        known = {row.endpoint for row in await tx.rows(sa.select(endpoints.c.endpoint))}
-        for endpoint in bound:
-            if endpoint.name not in known:
-                row = {"endpoint": endpoint.name, "queue": endpoint.queue, "type": endpoint.type.name}
-                await tx.execute(insert(tx.dialect, endpoints).values(**row, since=now()).on_conflict_do_nothing())
+        for place in sorted(new):
+            row = {column.name: value for column, value in zip(key, place, strict=True)}
+            await tx.execute(insert(tx.dialect, endpoints).values(**row, since=now()).on_conflict_do_nothing())
 
 
-def _state(endpoint: Endpoint) -> sa.ColumnElement[str]:
+def _belongs(subject: Subject) -> sa.ColumnElement[bool]:
+    """SQL: whether the message is of a type and version that the account is about."""
+    mine: sa.ColumnElement[bool] = messages.c.version.in_(sorted(subject.versions))
+    if subject.others is not None:
+        mine = sa.or_(mine, messages.c.version.not_in(sorted(subject.others)))
+    return sa.and_(messages.c.type == subject.type, mine)
+
+
+def named_at(column: sa.ColumnElement[str | None] | sa.Column[str], queue: str) -> sa.ColumnElement[bool]:
+    """SQL: whether the column has the name of an endpoint that handles, or ever handled, messages of the queue."""
+    return column.in_(sa.select(endpoints.c.endpoint).where(endpoints.c.queue == queue))
+
+
+def _state(endpoint: Subject) -> sa.ColumnElement[str]:
     """SQL: the one state of a message at an endpoint; rows are the evidence, `unsettled` is the rest.
 
     What was replaced by a new message (edited, replayed as new) counts as discarded. Whether a message is cancelled
@@ -115,7 +169,11 @@ def _state(endpoint: Endpoint) -> sa.ColumnElement[str]:
     mine = sa.and_(outbox.c.message_id == messages.c.id, outbox.c.destination.in_(["", endpoint.queue]))
     letter = sa.and_(
         dead_letters.c.message_id == messages.c.id,
-        sa.or_(dead_letters.c.endpoint == endpoint.name, dead_letters.c.endpoint.is_(None)),
+        sa.or_(
+            dead_letters.c.endpoint == endpoint.name,
+            dead_letters.c.endpoint.is_(None),
+            named_at(dead_letters.c.endpoint, endpoint.queue),
+        ),
         dead_letters.c.queue.in_(["", endpoint.queue]),
     )
     given_up = sa.or_(dead_letters.c.resolution == "discarded", dead_letters.c.replaced_by.is_not(None))
@@ -127,30 +185,36 @@ def _state(endpoint: Endpoint) -> sa.ColumnElement[str]:
         .correlate(messages)
         .scalar_subquery()
     )
-    since = sa.select(endpoints.c.since).where(endpoints.c.endpoint == endpoint.name).scalar_subquery()
+    since = (  # of the binding: a later version, or another name, adds nothing to it
+        sa.select(sa.func.min(endpoints.c.since))
+        .where(endpoints.c.queue == endpoint.queue, endpoints.c.type == endpoint.type)
+        .scalar_subquery()
+    )
+    here = sa.or_(inbox.c.endpoint == endpoint.name, named_at(inbox.c.endpoint, endpoint.queue))
+    came = sa.or_(outbox.c.destination == endpoint.queue, outbox.c.sent_at >= since)
     return sa.case(
-        (sa.exists().where(inbox.c.endpoint == endpoint.name, inbox.c.message_id == messages.c.id), "done"),
+        (sa.exists().where(inbox.c.message_id == messages.c.id, here), "done"),
         (sa.exists().where(mine, outbox.c.next_at.is_not(None)), "open"),
         (sa.exists().where(letter, dead_letters.c.resolution.is_(None)), "parked"),
         (sa.exists().where(letter, given_up), "discarded"),
         (~sa.exists().where(mine), "elsewhere"),
         (latest.is_(None), "cancelled"),
-        (~sa.exists().where(mine, outbox.c.sent_at >= since), "elsewhere"),
+        (~sa.exists().where(mine, outbox.c.sent_at.is_not(None), came), "elsewhere"),
         (sa.exists().where(mine, outbox.c.sent_at >= now(-METRICS_LAG_SECONDS)), "recent"),
         else_="unsettled",
     )
 
 
-async def _count(connection: AsyncConnection, endpoint: Endpoint) -> dict[str, int]:
-    states = sa.select(_state(endpoint).label("state")).where(messages.c.type == endpoint.type.name).subquery()
+async def _count(connection: AsyncConnection, endpoint: Subject) -> dict[str, int]:
+    states = sa.select(_state(endpoint).label("state")).where(_belongs(endpoint)).subquery()
     query = sa.select(states.c.state, sa.func.count()).group_by(states.c.state)
     return {row[0]: row[1] for row in await connection.execute(query)}
 
 
-async def _unsettled(connection: AsyncConnection, endpoint: Endpoint) -> tuple[str, ...]:
+async def _unsettled(connection: AsyncConnection, endpoint: Subject) -> tuple[str, ...]:
     query = (
         sa.select(messages.c.id)
-        .where(messages.c.type == endpoint.type.name, _state(endpoint) == "unsettled")
+        .where(_belongs(endpoint), _state(endpoint) == "unsettled")
         .order_by(messages.c.id)
         .limit(NAMED_IDS)
     )
@@ -158,7 +222,7 @@ async def _unsettled(connection: AsyncConnection, endpoint: Endpoint) -> tuple[s
 
 
 def _account(
-    endpoint: Endpoint,
+    endpoint: Subject,
     counts: Mapping[str, int],
     unsettled_ids: tuple[str, ...],
     before: Mapping[str, QueueReading],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -41,9 +42,6 @@ async def account(database: Database, monkeypatch: pytest.MonkeyPatch) -> Endpoi
         await tx.execute(
             sa.update(schema.outbox).where(sent.is_not(None)).values(sent_at=utcnow() - timedelta(hours=1))
         )
-
-    async def empty(queues: Sequence[str]) -> Mapping[str, QueueReading]:
-        return {queue: QueueReading(0, 0) for queue in queues}
 
     (one,) = (await audit(database, list(handlers), empty)).endpoints
     assert one.created == sum(getattr(one, name) for name in (*FIGURES, "unproven"))
@@ -164,3 +162,34 @@ async def test_what_is_replaced_by_a_new_message_counts_as_discarded_and_the_new
 
         one = await account(database, monkeypatch)
     assert (one.created, one.discarded, one.open, one.missing) == (4, 2, 2, 0)
+
+
+async def test_two_versions_of_a_type_under_two_names_are_two_accounts(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = next(iter(handlers))
+    second = replace(first, name="second", type=replace(first.type, version=2))
+    old, new, newer = envelope_for(Packed("p-1")), envelope_for(Packed("p-2")), envelope_for(Packed("p-3"))
+    async with registered(database_url) as database:
+        await register(database, [first, second])
+        await send(database, old, queue="")
+        await send(database, new.changed(version=2), queue="")
+        await send(database, newer.changed(version=3))
+        await finished(database, old.id)
+        await finished(database, new.id)
+        monkeypatch.setattr(auditing, "SECOND_LOOK_SECONDS", 0.0)
+        async with database.transaction() as tx:
+            await tx.execute(
+                sa.update(schema.inbox).where(schema.inbox.c.message_id == new.id).values(endpoint="second")
+            )
+            await tx.execute(sa.update(schema.outbox).values(sent_at=utcnow() - timedelta(hours=1)))
+
+        accounts = (await audit(database, [first, second], empty)).endpoints
+
+    assert [(one.endpoint, one.created, one.done, one.missing) for one in accounts] == [
+        (first.name, 1, 1, 0), ("second", 2, 1, 1),
+    ]  # fmt: skip
+
+
+async def empty(queues: Sequence[str]) -> Mapping[str, QueueReading]:
+    return {queue: QueueReading(0, 0) for queue in queues}

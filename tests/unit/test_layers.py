@@ -28,7 +28,7 @@ HOPLINE = """
     history pausing draining
     batching live properties heartbeat recovery retention window
     rabbitmq
-    relay worker timeline messages search audit repair
+    relay worker timeline messages search audit repair loss_watch
     status
     app service node
     health http_limits watch
