@@ -252,7 +252,7 @@ async def load(connection: AsyncConnection, ids: Sequence[str], *, lock: bool = 
 
 @cache
 def _columns() -> tuple[sa.ColumnElement[Any], ...]:
-    large = {"identity", "stack", "properties", "body"}
+    large = {"identity", "unsettled", "stack", "properties", "body"}
     small = [column for column in dead_letters.columns if column.name not in large]
     return (*small, sa.func.length(dead_letters.c.body).label("body_bytes"))
 
