@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,10 +11,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from hopline.audit import Audit
+from hopline.audit import METRICS_LAG_SECONDS, Audit, QueueAudit
 from hopline.cli.context import AppOption, JsonOption, load
-from hopline.cli.output import console, print_json, table
+from hopline.cli.output import console, counted, print_json, table
 from hopline.timeline import Step
+from hopline.topology import dead_queue
 
 _COLOURS = {
     "request": "bold cyan",
@@ -55,12 +57,21 @@ def trace(
 def audit(app: AppOption = "", as_json: JsonOption = False) -> None:
     """Account for every message at every endpoint, by evidence, and name the ids that are missing.
 
+    While a queue holds something, `missing` is a lower bound, and no id can be told.
+
     Exit status 1 if any message is missing; 3 if the broker could not be asked about some.
     """
     result = asyncio.run(load(app).audit())
     if as_json:
         print_json(
-            {**asdict(result), "missing": result.missing, "pending": result.pending, "unproven": result.unproven}
+            {
+                **asdict(result),
+                "missing": result.missing,
+                "missing_is_least": result.missing_is_least,
+                "pending": result.pending,
+                "unproven": result.unproven,
+                "is_fine": result.is_fine,
+            }
         )
     else:
         _print_audit(result)
@@ -90,6 +101,8 @@ def audit_table(result: Audit) -> Table:
     made = table("endpoint", *names, right=names)
     for one in result.endpoints:
         figures = [f"{getattr(one, name.replace(' ', '_')):,}" for name in names]
+        if one.missing and not one.missing_ids:
+            figures[-1] = f"at least {figures[-1]}"
         made.add_row(one.endpoint, *figures, style="bold red" if one.missing else None)
     return made
 
@@ -100,11 +113,39 @@ def _print_audit(result: Audit) -> None:
     for one in result.endpoints:
         for identifier in one.missing_ids:
             out.print(f"missing: {identifier} at {one.endpoint}", style="red")
-    if result.unproven:
-        out.print(
-            f"{result.unproven} messages are sent and not settled, and workers hold deliveries that cannot be counted: "
-            "set HOPLINE_MANAGEMENT_URL, or stop the workers and ask again.",
-            style="yellow",
-        )
-    if not result.missing and not result.unproven:
+    for text, style in notes(result):
+        out.print(text, style=style, soft_wrap=True)
+    if result.is_fine:
         out.print("Every message is accounted for.", style="green")
+
+
+def notes(result: Audit) -> Iterator[tuple[str, str]]:
+    """What the figures of an account mean, and what to do: (sentence, style)."""
+    for one in result.queues:
+        if one.missing and not one.is_named:
+            yield _least(one), "red"
+        elif one.dead:
+            dead = counted(one.dead, "message")
+            yield f"{dead} lie in {dead_queue(one.queue)}: a running worker fetches and parks them.", "yellow"
+    if result.unproven:
+        yield _unproven(result), "yellow"
+
+
+def _least(one: QueueAudit) -> str:
+    dead = f", {one.dead:,} of them in {dead_queue(one.queue)}" if one.dead else ""
+    return (
+        f"At least {one.missing:,} of {counted(one.unsettled, 'message')} sent to the queue {one.queue} are missing: "
+        f"it holds {one.held:,}{dead}. Let the workers empty it and ask again: then the missing ones are named."
+    )
+
+
+def _unproven(result: Audit) -> str:
+    text = f"{counted(result.unproven, 'message')} are sent and not settled, and nothing proves where they are: "
+    if result.trouble:
+        return f"{text}{result.trouble}. Ask again when RabbitMQ answers."
+    if result.recent >= result.unproven:
+        return f"{text}RabbitMQ's figures may not show them yet. Ask again in {METRICS_LAG_SECONDS:g} s."
+    return (
+        f"{text}workers hold deliveries that cannot be counted. Set HOPLINE_MANAGEMENT_URL, or stop the workers and "
+        "ask again."
+    )
