@@ -17,6 +17,9 @@ from datetime import datetime
 from hopline.live import QueueReading
 from hopline.topology import dead_queue
 
+METRICS_LAG_SECONDS = 15.0
+"""RabbitMQ refreshes the figures of a quorum queue every 5 s; what was confirmed more recently may not show."""
+
 Readings = Mapping[str, QueueReading] | None
 """Queues by name; one that does not exist is not in it. None: RabbitMQ could not be asked."""
 
@@ -179,3 +182,38 @@ def shares(account: QueueAudit, sends: Sequence[Unsettled]) -> Iterator[tuple[in
         unproven = min(doubtful, one.all - missing)
         doubtful -= unproven
         yield missing, unproven
+
+
+def explained(audit: Audit) -> tuple[str, ...]:
+    """What the figures of an account mean and what to do, one sentence or two each; empty if nothing is to be said."""
+    texts = [_least(one) if one.missing and not one.is_named else _dead(one) for one in audit.queues]
+    return tuple(text for text in (*texts, _unproven(audit)) if text)
+
+
+def _least(one: QueueAudit) -> str:
+    dead = f", {one.dead:,} of them in {dead_queue(one.queue)}" if one.dead else ""
+    return (
+        f"At least {one.missing:,} of {one.unsettled:,} unsettled sends to the queue {one.queue} are missing: it holds "
+        f"{one.held:,}{dead}. Let the workers empty it and ask again: then the missing ones are named."
+    )
+
+
+def _dead(one: QueueAudit) -> str:
+    if not one.dead:
+        return ""
+    return f"{dead_queue(one.queue)} holds {one.dead:,}: a running worker fetches and parks what lies there."
+
+
+def _unproven(audit: Audit) -> str:
+    if not audit.unproven:
+        return ""
+    text = f"{audit.unproven:,} sends are not settled, and nothing proves where they are: "
+    if audit.trouble:
+        return f"{text}{audit.trouble}. Ask again when RabbitMQ answers."
+    if audit.recent >= audit.unproven:
+        return f"{text}RabbitMQ's figures may not show them yet. Ask again in {METRICS_LAG_SECONDS:g} s."
+    if any(one.held is None for one in audit.queues):
+        return (
+            f"{text}workers hold what cannot be counted. Set HOPLINE_MANAGEMENT_URL, or stop the workers and ask again."
+        )
+    return f"{text}a queue of several handlers holds less than was sent to it. Ask again when it is empty."

@@ -21,7 +21,16 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hopline.accounting import Audit, EndpointAudit, QueueAudit, Unsettled, account_of_queue, held_in, shares
+from hopline.accounting import (
+    METRICS_LAG_SECONDS,
+    Audit,
+    EndpointAudit,
+    QueueAudit,
+    Unsettled,
+    account_of_queue,
+    held_in,
+    shares,
+)
 from hopline.database import Database, now
 from hopline.errors import BrokerUnavailable
 from hopline.handlers import Endpoint
@@ -32,8 +41,6 @@ from hopline.topology import dead_queue
 
 __all__ = ["Audit", "EndpointAudit", "QueueAudit", "Window", "audit", "register", "unsettled"]
 
-METRICS_LAG_SECONDS = 15.0
-"""RabbitMQ refreshes the figures of a quorum queue every 5 s; what was confirmed more recently may not show."""
 SECOND_LOOK_SECONDS = 5.0
 """A queue that has no leader yet (RabbitMQ has just started) says 0: nothing is missing on one look alone."""
 MORE_LOOKS = 4

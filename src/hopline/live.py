@@ -17,7 +17,7 @@ from hopline.topology import Plan, Topology, compare
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 3.0
-READ_SECONDS = 10.0
+READ_SECONDS = 5.0
 """Deadline of one reading of all queues: a queue without a leader can leave a request without an answer."""
 
 

@@ -72,6 +72,8 @@ def test_a_lower_bound_and_what_is_unproven_are_told_as_such() -> None:
     least = Audit((one,), (QueueAudit("orders", 5, 2, 0, 3, 0, 0),))
     doubtful = Audit((replace(one, missing=0, unproven=3),), trouble="the management API does not answer")
 
+    unread = replace(doubtful, endpoints=account(0).endpoints)
+    assert troubles(replace(WELL, audit=unread)) == ["the management API does not answer (`hopline audit`)"]
     assert troubles(replace(WELL, audit=least)) == ["at least 3 messages are missing (`hopline audit`)"]
     assert troubles(replace(WELL, audit=doubtful)) == [
         "3 messages are unproven: the management API does not answer (`hopline audit`)"

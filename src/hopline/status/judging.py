@@ -224,6 +224,7 @@ def _account(status: Status) -> Iterator[Trouble]:
         yield Trouble("missing", "bad", f"{least}{audit.missing:,} messages are missing", "hopline audit")
     unproven = audit.unproven - audit.recent
     if audit.trouble and not status.broker_trouble:  # else one cause would be told twice
-        yield Trouble("missing", "warn", f"{unproven:,} messages are unproven: {audit.trouble}", "hopline audit")
+        text = f"{unproven:,} messages are unproven: {audit.trouble}" if unproven else audit.trouble
+        yield Trouble("missing", "warn", text, "hopline audit")
     elif unproven > 0 and not status.broker_trouble:
         yield Trouble("missing", "warn", f"{unproven:,} messages are unproven", "hopline audit")
