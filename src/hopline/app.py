@@ -142,15 +142,18 @@ class Hopline:
         retention = timedelta(days=self.settings.inbox_retention_days)
         return await find(database, text, self.lookups, retention=retention)
 
-    async def audit(self) -> Audit:
-        """Accounts for every message at every endpoint of this program."""
-        settings = self.settings
+    async def audit(self, *, patient: bool = True) -> Audit:
+        """Accounts for every message at every endpoint of this program.
+
+        It may take 20 s, until RabbitMQ's figures show what was just sent; not `patient`: that stays unproven.
+        """
+        settings, watched = self.settings, list(self.handlers)
+        by_amqp = partial(read_queues, settings.broker_url, "")
+        by_management = partial(read_queues, settings.broker_url, settings.management_url)
         async with self.database() as database:
-            return await audit(
-                database,
-                list(self.handlers),
-                lambda names: read_queues(settings.broker_url, settings.management_url, names),
-            )
+            if settings.management_url:
+                return await audit(database, watched, by_management, fall_back=by_amqp, patient=patient)
+            return await audit(database, watched, by_amqp, patient=patient)
 
     @asynccontextmanager
     async def producing(self, *, role: str = "producer") -> AsyncIterator[Producer]:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopline.audit import is_empty, subjects
+from hopline.accounting import Unsettled, held_in
+from hopline.audit import subjects
 from hopline.handlers import Endpoint
 from hopline.live import QueueReading
 from hopline.message import type_of
@@ -14,22 +15,31 @@ from tests.support.letters import Packed, handlers
 
 EMPTY, FULL, UNKNOWN = QueueReading(0, 0), QueueReading(3, 0), QueueReading(0, None)
 
+counts = st.integers(0, 10**9)
+readings = st.none() | st.builds(QueueReading, counts, st.none() | counts)
+looks = st.none() | st.fixed_dictionaries({}, optional={"orders": readings, "orders.dead": readings}).map(
+    lambda look: {name: reading for name, reading in look.items() if reading is not None}
+)
+unsettled = st.lists(st.builds(Unsettled, counts, counts), min_size=1, max_size=4)
+
 
 @pytest.mark.parametrize(
-    ("before", "after", "empty"),
+    ("before", "after", "most"),
     [
-        (EMPTY, EMPTY, True),
-        (EMPTY, FULL, False),
-        (FULL, EMPTY, False),
+        (EMPTY, EMPTY, 0),
+        (EMPTY, FULL, 3),
+        (FULL, EMPTY, 3),
         (UNKNOWN, EMPTY, None),
-        (UNKNOWN, FULL, False),
-        (None, None, True),
+        (UNKNOWN, FULL, None),
+        (None, None, 0),
     ],
 )
-def test_a_message_is_missing_only_if_its_queue_was_empty_both_times(
-    before: QueueReading | None, after: QueueReading | None, empty: bool | None
+def test_a_queue_is_empty_only_if_it_was_empty_both_times(
+    before: QueueReading | None, after: QueueReading | None, most: int | None
 ) -> None:
-    assert is_empty(before, after) is empty
+    looks = [{"orders": reading} if reading else {} for reading in (before, after)]
+
+    assert held_in("orders", *looks).most == most
 
 
 def endpoint(name: str, queue: str, type_name: str, version: int) -> Endpoint:
