@@ -25,17 +25,18 @@ import structlog
 from hopline import pausing, topology
 from hopline.audit import Audit, audit, register
 from hopline.batching import Groups
-from hopline.database import Database, Transaction, clock_ahead
+from hopline.database import Database, Transaction, clock_ahead, retried
 from hopline.errors import CommitUnknown, DatabaseContention, DatabaseError, DatabaseUnavailable, OutboxFull, UsageError
 from hopline.handlers import Endpoint, Handlers
 from hopline.heartbeat import Heard, Heartbeat, Listening, ignored
 from hopline.history import Recorder
 from hopline.live import plan, read_queues
+from hopline.loss_watch import LossWatch
 from hopline.message import Catalog, type_of
 from hopline.migrations import Migration
 from hopline.outbox import Outbox
 from hopline.rabbitmq import Link, RabbitConsumer, RabbitPublisher
-from hopline.recovery import found_missing, recover
+from hopline.recovery import found_missing, note_declared, recover
 from hopline.relay import Relay
 from hopline.retention import purge
 from hopline.search import Found, Lookup, find
@@ -141,15 +142,18 @@ class Hopline:
         retention = timedelta(days=self.settings.inbox_retention_days)
         return await find(database, text, self.lookups, retention=retention)
 
-    async def audit(self) -> Audit:
-        """Accounts for every message at every endpoint of this program."""
-        settings = self.settings
+    async def audit(self, *, patient: bool = True) -> Audit:
+        """Accounts for every message at every endpoint of this program.
+
+        It may take 20 s, until RabbitMQ's figures show what was just sent; not `patient`: that stays unproven.
+        """
+        settings, watched = self.settings, list(self.handlers)
+        by_amqp = partial(read_queues, settings.broker_url, "")
+        by_management = partial(read_queues, settings.broker_url, settings.management_url)
         async with self.database() as database:
-            return await audit(
-                database,
-                list(self.handlers),
-                lambda names: read_queues(settings.broker_url, settings.management_url, names),
-            )
+            if settings.management_url:
+                return await audit(database, watched, by_management, fall_back=by_amqp, patient=patient)
+            return await audit(database, watched, by_amqp, patient=patient)
 
     @asynccontextmanager
     async def producing(self, *, role: str = "producer") -> AsyncIterator[Producer]:
@@ -162,6 +166,7 @@ class Hopline:
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(self.database(handling=role == "worker"))
             await database.check(*self.tables)
+            await retried(partial(register, database, list(self.handlers)))  # before anything is declared or published
             database.riders.append(outbox)
             on_missing = partial(found_missing, database, found_by=instance)
             publisher = RabbitPublisher(
@@ -188,7 +193,7 @@ class Hopline:
             )
             heartbeat.start()
             stack.push_async_exit(_stopping(heartbeat))
-            for work in (self._register(database, publisher), self._recover(database), self._purge(database)):
+            for work in (self._note_declared(database, publisher), self._recover(database), self._purge(database)):
                 stack.push_async_callback(_cancelled, asyncio.create_task(work))
             yield producer
 
@@ -217,6 +222,16 @@ class Hopline:
             consumer.start()
             producer.says(lambda: {"queues": chosen, **worker.state()}, consume=consumer)
             producer.does(worker.details, worker.hear, worker.found_down_at)
+            loss_watch = LossWatch(
+                producer.database,
+                consumer,
+                partial(read_queues, self.settings.broker_url, ""),
+                self.handlers,
+                chosen,
+                instance=producer.instance,
+                heartbeat_seconds=self.settings.heartbeat_seconds,
+            )
+            stack.push_async_callback(_cancelled, asyncio.create_task(loss_watch.run(), name="loss watch"))
             try:
                 yield Working(producer, worker, consumer, tuple(chosen))
             finally:
@@ -232,15 +247,19 @@ class Hopline:
         await worker.abandon()
         await consumer.stop()
 
-    async def _register(self, database: Database, link: Link) -> None:
-        """Remembers the endpoints once their queues are known to be declared."""
+    async def _note_declared(self, database: Database, link: Link) -> None:
+        """Remembers that the queues exist, once the link has found or declared them."""
         while True:
             await asyncio.sleep(self.settings.probe_seconds)
             if link.ready:
                 try:
-                    return await register(database, list(self.handlers))
+                    return await retried(partial(note_declared, database, self._usable(link)))
                 except DatabaseError as error:
-                    log.warning("the endpoints could not be registered yet", error=str(error))
+                    log.warning("the queues could not be marked as declared yet", error=str(error))
+
+    def _usable(self, link: Link) -> list[str]:
+        troubles = link.queue_troubles()
+        return [queue for queue in self.handlers.queues() if queue not in troubles]
 
     async def _recover(self, database: Database) -> None:
         """Sends again what was in queues that are gone."""

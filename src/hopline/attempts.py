@@ -51,7 +51,7 @@ def given(dialect: Dialect, envelopes: Sequence[Envelope]) -> dict[str, Any]:
 def recorded(dialect: Dialect) -> sa.Select[Any]:
     """The query for which of the given messages (`given`, `of_endpoint`) failed in this very (run, attempt)."""
     rows = RUN.table(dialect)
-    return sa.select(attempts.c.message_id).where(
+    return sa.select(attempts.c.message_id, attempts.c.run, attempts.c.attempt).where(
         attempts.c.endpoint == sa.bindparam("of_endpoint"),
         attempts.c.message_id == rows.c.id,
         attempts.c.run == rows.c.run,

@@ -33,6 +33,7 @@ Action = Literal[
     "edit",
     "discard",
     "undo",
+    "resend",
     "run-now",
     "cancel",
     "pause",

@@ -27,6 +27,8 @@ from hopline.retry import RetryPolicy
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS_MAX = 86_400.0
+NAME_CHARACTERS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ class Handlers:
         is a UsageError at import time.
         """
         topology.check_queue_name(queue)
+        _check_deadline(deadline_seconds)
+        if retry is not None and not isinstance(retry, RetryPolicy):
+            raise UsageError(f"retry takes a RetryPolicy, not a {type(retry).__name__}")
 
         def register(function: F) -> F:
             declared, takes_list = _message_parameter(function)
@@ -82,9 +87,11 @@ class Handlers:
                 raise UsageError(f"{function.__qualname__} has a 'tx', so it must be an 'async def' function")
             if takes_list and "tx" not in names:
                 raise UsageError(f"{function.__qualname__} takes a list but no 'tx': effects run one by one")
+            name = f"{queue}/{declared.name}" if endpoint is None else endpoint
+            _check_name(name)
             self.add(
                 Endpoint(
-                    name=endpoint or f"{queue}/{declared.name}",
+                    name=name,
                     queue=queue,
                     type=declared,
                     function=function,
@@ -126,6 +133,21 @@ class Handlers:
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._endpoints.values())
+
+
+def _check_deadline(seconds: object) -> None:
+    """UsageError for a deadline that could not end a handler."""
+    good = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds <= DEADLINE_SECONDS_MAX
+    if not good:
+        raise UsageError(
+            f"deadline_seconds is a number of seconds above 0 and up to {DEADLINE_SECONDS_MAX:.0f} (a day)"
+        )
+
+
+def _check_name(name: object) -> None:
+    """UsageError for an endpoint's name that a column cannot hold."""
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
+        raise UsageError(f"an endpoint's name has 1 to {NAME_CHARACTERS} printable characters: give endpoint='…'")
 
 
 def _message_parameter(function: Callable[..., Any]) -> tuple[MessageType, bool]:

@@ -1,7 +1,7 @@
 """HTTP by uvicorn on httptools, with the bounds that uvicorn lacks: for `uvicorn.Config(http=…, ws="none")`.
 
 Whatever a client sends, and however slowly it sends or reads, its connection holds a bounded number of bytes and
-ends within a deadline; docs/decisions/0008-uvicorn-with-limits.md says why no other server is used. The keep-alive
+ends within a deadline; docs/decisions/0009-uvicorn-with-limits.md says why no other server is used. The keep-alive
 deadline is uvicorn's own, and how long an application may take to answer is the application's matter.
 
 One timer a connection looks a few times within the shortest deadline, so that a request arms and cancels nothing. A

@@ -142,8 +142,12 @@ def _release(dialect: Dialect) -> sa.Executable:
 
 
 def done(dialect: Dialect, messages: Rows) -> sa.Select[Any]:
-    """The query for which of the given messages (`of_endpoint`, the `id` of the rows) the endpoint has finished."""
-    return sa.select(inbox.c.message_id).where(*_mine(dialect, messages))
+    """The query for which of the given messages (`of_endpoint`, the `id` of the rows) the endpoint has finished.
+
+    A message that is done is done in every run and attempt of it: their columns are NULL.
+    """
+    every = sa.null().label("run"), sa.null().label("attempt")
+    return sa.select(inbox.c.message_id, *every).where(*_mine(dialect, messages))
 
 
 def _mine(dialect: Dialect, messages: Rows) -> tuple[sa.ColumnElement[bool], ...]:

@@ -17,6 +17,8 @@ from hopline.topology import Plan, Topology, compare
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 3.0
+READ_SECONDS = 5.0
+"""Deadline of one reading of all queues: a queue without a leader can leave a request without an answer."""
 
 
 async def declare(channel: amqp.Channel, topology: Topology) -> None:
@@ -85,9 +87,18 @@ async def read_queues(broker_url: str, management_url: str, names: Sequence[str]
         if management_url:
             vhost = amqp.parse_url(broker_url).vhost
             return await asyncio.to_thread(_read_by_management, management_url, vhost, names)
-        return await _read_by_amqp(broker_url, names)
+        async with asyncio.timeout(READ_SECONDS):
+            return await _read_by_amqp(broker_url, names)
     except (amqp.AMQPError, OSError, TimeoutError, ValueError) as error:
-        raise BrokerUnavailable(f"the queues cannot be read: {error}") from error
+        raise BrokerUnavailable(f"the queues cannot be read: {_cause(error, management_url)}") from error
+
+
+def _cause(error: Exception, management_url: str) -> str:
+    """Why, in one line; an error of urllib holds the one that matters."""
+    reason = getattr(error, "reason", None)
+    text = str(reason if isinstance(reason, Exception) else error)
+    text = text or f"no answer within {READ_SECONDS:g} s"
+    return f"RabbitMQ's management API: {text}" if management_url else text
 
 
 async def measure_queues(broker_url: str, management_url: str, names: Sequence[str]) -> dict[str, QueueReading]:

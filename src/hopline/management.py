@@ -9,6 +9,7 @@ https://www.rabbitmq.com/docs/http-api-reference
 from __future__ import annotations
 
 import base64
+import time
 import urllib.parse
 import urllib.request
 from typing import Any, TypeVar
@@ -17,7 +18,12 @@ import msgspec
 
 from hopline.topology import Binding, Live, LiveExchange, LiveQueue, exchange_traits, queue_traits
 
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 5.0
+"""For a connection, and for each part of an answer."""
+ANSWER_SECONDS = 10.0
+ANSWER_BYTES = 64 << 20
+"""The longest answer: about 50,000 queues."""
+_PART_BYTES = 1 << 16
 
 # Without the statistics the figures come from the queues themselves, at once, instead of every few seconds.
 _FRESH = "?disable_stats=true&enable_queue_totals=true"
@@ -101,4 +107,17 @@ def _get(management_url: str, what: str, vhost: str, kind: type[Row], query: str
     token = base64.b64encode(credentials.encode()).decode()
     request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})  # noqa: S310 - the operator set this URL
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310
-        return msgspec.convert(msgspec.json.decode(response.read()), list[kind])  # type: ignore[valid-type]
+        return msgspec.convert(msgspec.json.decode(_whole(response)), list[kind])  # type: ignore[valid-type]
+
+
+def _whole(response: Any) -> bytes:
+    """The body. TimeoutError if it comes too slowly: the socket's timeout is for each part. ValueError if too long."""
+    until = time.monotonic() + ANSWER_SECONDS
+    answer = bytearray()
+    while part := response.read1(_PART_BYTES):
+        answer += part
+        if len(answer) > ANSWER_BYTES:
+            raise ValueError(f"the answer has more than {ANSWER_BYTES:,} bytes")
+        if time.monotonic() > until:
+            raise TimeoutError(f"the answer was not complete within {ANSWER_SECONDS:g} s")
+    return bytes(answer)

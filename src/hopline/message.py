@@ -30,6 +30,9 @@ HEADERS_BYTES = 4096
 TRACE_HEADERS = ("traceparent",)
 """Free headers that go on along a flow, from a message to those that its handler sends."""
 
+AttemptId = tuple[str, int, int]
+"""Message id, run and attempt: the identity of an attempt."""
+
 M = TypeVar("M", bound=type[msgspec.Struct])
 
 
@@ -76,6 +79,11 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     suspect: bool = False
     """Whether this send may kill its worker, so that it has to run alone."""
 
+    @property
+    def attempt_id(self) -> AttemptId:
+        """What one execution of a handler belongs to: the same message comes again in other runs and attempts."""
+        return self.id, self.run, self.attempt
+
     def changed(self, **changes: Any) -> Envelope:
         """A copy with other values of these fields."""
         return msgspec.structs.replace(self, **changes)
@@ -88,8 +96,8 @@ def message(name: str, *, key: str, version: int = 1, optional: bool = False) ->
     key, `version` grows with every incompatible change of the fields, `optional` says that a message which no
     queue takes is no fault.
     """
-    if not name or len(name.encode()) > NAME_BYTES or any(c.isspace() for c in name):
-        raise UsageError(f"a message name is 1 to 255 bytes without blanks, like 'order.placed', not {name!r}")
+    if not name or len(name.encode()) > NAME_BYTES or any(c.isspace() or not c.isprintable() for c in name):
+        raise UsageError(f"a message name is 1 to 255 bytes without blanks or controls, like 'order.placed': {name!r}")
 
     def declare(cls: M) -> M:
         if not issubclass(cls, msgspec.Struct):

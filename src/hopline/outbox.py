@@ -22,7 +22,7 @@ from hopline.clock import id_time, new_id
 from hopline.database import Send, Transaction, Write, now
 from hopline.errors import OutboxFull, UsageError
 from hopline.holding import hold
-from hopline.message import Envelope
+from hopline.message import AttemptId, Envelope
 from hopline.rows import Dialect, Made, Parameters, Rows, as_json
 from hopline.schema import Id, Json, UtcTime, messages, outbox
 
@@ -211,8 +211,8 @@ async def give_up_lease(tx: Transaction, ids: Sequence[str]) -> None:
         await tx.execute(_unsent(tx.dialect).values(next_at=now()), _IDS.given(tx.dialect, id=sorted(ids)))
 
 
-async def scheduled(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> set[str]:
-    """The messages of which a send to this queue, of the same run and attempt, is still to come.
+async def scheduled(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> set[AttemptId]:
+    """The attempts of which a send to this queue is still to come.
 
     A send that is due counts as gone, marked or not: what is at hand may have come by it.
     """
@@ -223,14 +223,14 @@ async def scheduled(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) 
         attempt=[envelope.attempt for envelope in envelopes],
     )
     found = await tx.rows(_sent_before(tx.dialect), {"to_queue": queue, **given})
-    return {row.message_id for row in found if row.is_to_come}
+    return {(row.message_id, row.run, row.attempt) for row in found if row.is_to_come}
 
 
-async def first_sends(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> dict[str, datetime]:
-    """When each of the messages was first sent to this very queue, in this run; without those that never were."""
+async def first_sends(tx: Transaction, queue: str, envelopes: Sequence[Envelope]) -> dict[tuple[str, int], datetime]:
+    """When each run of a message (id, run) was first sent to this very queue; without those that never were."""
     given = _OF_RUNS.given(tx.dialect, id=[e.id for e in envelopes], run=[e.run for e in envelopes])
     found = await tx.rows(_first_sends(tx.dialect), {"to_queue": queue, **given})
-    return {row.message_id: id_time(row.first_id) for row in found}
+    return {(row.message_id, row.run): id_time(row.first_id) for row in found}
 
 
 async def is_due(connection: AsyncConnection) -> bool:
@@ -359,7 +359,7 @@ def _sent_before(dialect: Dialect) -> sa.Select[Any]:
     given = _OF_ATTEMPTS.table(dialect)
     # next_at is never before due_at: no process has published what is not due. Cancelled is what has no next_at.
     is_to_come = sa.and_(outbox.c.next_at.is_not(None), outbox.c.due_at > now()).label("is_to_come")
-    return sa.select(outbox.c.message_id, is_to_come).where(
+    return sa.select(outbox.c.message_id, outbox.c.run, outbox.c.attempt, is_to_come).where(
         outbox.c.message_id == given.c.id,
         outbox.c.run == given.c.run,
         outbox.c.attempt == given.c.attempt,
@@ -373,9 +373,9 @@ def _first_sends(dialect: Dialect) -> sa.Select[Any]:
     first = sa.func.min(sa.cast(outbox.c.id, sa.String)).label("first_id")
     mine = (outbox.c.message_id == given.c.id, outbox.c.run == given.c.run)
     return (
-        sa.select(outbox.c.message_id, first)
+        sa.select(outbox.c.message_id, outbox.c.run, first)
         .where(*mine, outbox.c.destination == sa.bindparam("to_queue"))
-        .group_by(outbox.c.message_id)
+        .group_by(outbox.c.message_id, outbox.c.run)
     )
 
 

@@ -62,7 +62,7 @@ async def purge(database: Database, retention: timedelta) -> int:
     purged = await _in_batches(partial(_purge_messages, database, first_id(oldest)))
     await _in_batches(partial(_purge_results, database, first_id(oldest)))
     await _in_batches(partial(_purge_by_time, database, oldest))
-    await _in_batches(partial(_history_batch, database, current))
+    await _in_batches(partial(_purge_history, database, current))
     return purged
 
 
@@ -127,15 +127,11 @@ async def _purge_by_time(database: Database, oldest: datetime) -> Batch:
     return Batch(found, gone)
 
 
-async def _history_batch(database: Database, current: datetime) -> Batch:
-    count = await _purge_history(database, current)
-    return Batch(count, count)
-
-
-async def _purge_history(database: Database, current: datetime) -> int:
+async def _purge_history(database: Database, current: datetime) -> Batch:
     """What charts show no more: hours old, whatever the retention of messages is."""
     async with database.transaction() as tx:
-        return await history.purge(tx, current.timestamp())
+        count = await history.purge(tx, current.timestamp())
+    return Batch(count, count)
 
 
 _IDS = Rows("ids", id=Id)

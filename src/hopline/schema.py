@@ -312,9 +312,18 @@ endpoints = sa.Table(
     "hopline_endpoints",
     metadata,
     sa.Column("endpoint", sa.String(255), primary_key=True),
-    sa.Column("queue", sa.String(255), nullable=False),
-    sa.Column("type", sa.String(255), nullable=False),
-    sa.Column("since", UtcTime, nullable=False, doc="when its queue was first known to be bound"),
+    sa.Column("queue", sa.String(255), primary_key=True),
+    sa.Column("type", sa.String(255), primary_key=True),
+    sa.Column(
+        "version",
+        sa.Integer,
+        primary_key=True,
+        autoincrement=False,
+        server_default=sa.text("0"),
+        doc="0: registered before versions were kept",
+    ),
+    sa.Column("since", UtcTime, nullable=False, doc="when it was registered, before anything was bound to its queue"),
+    sa.Column("declared_at", UtcTime, doc="when its queue was first declared; NULL: not known to exist yet"),
 )
 
 queue_losses = sa.Table(

@@ -97,8 +97,13 @@ def join(topologies: Iterable[Topology]) -> Topology:
 
 def check_queue_name(name: str) -> None:
     """UsageError unless the name is one that RabbitMQ and the `.dead` convention can take."""
-    if not name or name.startswith("amq.") or name.endswith(DEAD_SUFFIX) or any(c.isspace() for c in name):
-        raise UsageError(f"{name!r} is no queue name: not empty, no blanks, not 'amq.…', not '….dead'")
+    if (
+        not name
+        or name.startswith("amq.")
+        or name.endswith(DEAD_SUFFIX)
+        or any(c.isspace() or not c.isprintable() for c in name)
+    ):
+        raise UsageError(f"{name!r} is no queue name: not empty, no blanks or controls, not 'amq.…', not '….dead'")
     if len(name.encode()) > QUEUE_NAME_BYTES:
         raise UsageError(f"the queue name {name[:40]!r}… is longer than 250 bytes")
 

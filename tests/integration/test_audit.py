@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from hopline import audit as auditing
 from hopline import outbox, repair, scheduled, schema
-from hopline.audit import EndpointAudit, audit, register
+from hopline.audit import Audit, EndpointAudit, audit, register
 from hopline.clock import utcnow
 from hopline.database import Database
+from hopline.errors import BrokerUnavailable
 from hopline.live import QueueReading
 from hopline.message import Envelope
 from hopline.scheduled import ScheduledFilter
 from tests.support.engine import envelope_for
 from tests.support.letters import CODE, Packed, dead, finished, handlers, opened, parked
+from tests.support.waiting import wait_until
 
 LATER = 3_600.0
+Reading = Mapping[str, QueueReading] | BrokerUnavailable
 FIGURES = ("done", "open", "in_broker", "parked", "discarded", "cancelled", "missing")
 
 
@@ -42,12 +46,30 @@ async def account(database: Database, monkeypatch: pytest.MonkeyPatch) -> Endpoi
             sa.update(schema.outbox).where(sent.is_not(None)).values(sent_at=utcnow() - timedelta(hours=1))
         )
 
-    async def empty(queues: Sequence[str]) -> Mapping[str, QueueReading]:
-        return {queue: QueueReading(0, 0) for queue in queues}
-
     (one,) = (await audit(database, list(handlers), empty)).endpoints
     assert one.created == sum(getattr(one, name) for name in (*FIGURES, "unproven"))
     return one
+
+
+async def look(database: Database, reading: Reading, monkeypatch: pytest.MonkeyPatch) -> Audit:
+    """The account while RabbitMQ says this of its queues; what was sent is as old as it is."""
+    monkeypatch.setattr(auditing, "SECOND_LOOK_SECONDS", 0.0)
+
+    async def read(queues: Sequence[str]) -> Mapping[str, QueueReading]:
+        if isinstance(reading, Exception):
+            raise reading
+        return {queue: reading[queue] for queue in queues if queue in reading}
+
+    return await audit(database, list(handlers), read)
+
+
+async def aged(database: Database) -> None:
+    """What was sent is made an hour old."""
+    async with database.transaction() as tx:
+        sent = schema.outbox.c.sent_at
+        await tx.execute(
+            sa.update(schema.outbox).where(sent.is_not(None)).values(sent_at=utcnow() - timedelta(hours=1))
+        )
 
 
 async def state(database: Database, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -164,3 +186,121 @@ async def test_what_is_replaced_by_a_new_message_counts_as_discarded_and_the_new
 
         one = await account(database, monkeypatch)
     assert (one.created, one.discarded, one.open, one.missing) == (4, 2, 2, 0)
+
+
+async def test_two_versions_of_a_type_under_two_names_are_two_accounts(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = next(iter(handlers))
+    second = replace(first, name="second", type=replace(first.type, version=2))
+    old, new, newer = envelope_for(Packed("p-1")), envelope_for(Packed("p-2")), envelope_for(Packed("p-3"))
+    async with registered(database_url) as database:
+        await register(database, [first, second])
+        await send(database, old, queue="")
+        await send(database, new.changed(version=2), queue="")
+        await send(database, newer.changed(version=3))
+        await finished(database, old.id)
+        await finished(database, new.id)
+        monkeypatch.setattr(auditing, "SECOND_LOOK_SECONDS", 0.0)
+        async with database.transaction() as tx:
+            await tx.execute(
+                sa.update(schema.inbox).where(schema.inbox.c.message_id == new.id).values(endpoint="second")
+            )
+            await tx.execute(sa.update(schema.outbox).values(sent_at=utcnow() - timedelta(hours=1)))
+
+        accounts = (await audit(database, [first, second], empty)).endpoints
+
+    assert [(one.endpoint, one.created, one.done, one.missing) for one in accounts] == [
+        (first.name, 1, 1, 0), ("second", 2, 1, 1),
+    ]  # fmt: skip
+
+
+async def empty(queues: Sequence[str]) -> Mapping[str, QueueReading]:
+    return {queue: QueueReading(0, 0) for queue in queues}
+
+
+async def test_messages_that_a_queue_in_use_cannot_hold_are_missing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six were purged, and two came since: the queue is not empty."""
+    async with registered(database_url) as database:
+        for number in range(8):
+            await send(database, envelope_for(Packed(f"p-{number}")))
+        await aged(database)
+
+        found = await look(database, {"parcels": QueueReading(1, 1)}, monkeypatch)
+
+    (one,) = found.endpoints
+    assert (found.missing, found.missing_is_least, found.is_fine) == (6, True, False)
+    assert (one.created, one.in_broker, one.missing, one.missing_ids) == (8, 2, 6, ())
+
+
+async def test_what_lies_in_the_dead_queue_is_not_missing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with registered(database_url) as database:
+        for number in range(3):
+            await send(database, envelope_for(Packed(f"p-{number}")))
+        await aged(database)
+
+        found = await look(database, {"parcels": QueueReading(0, 0), "parcels.dead": QueueReading(3, 0)}, monkeypatch)
+
+    assert (found.missing, found.unproven, found.endpoints[0].in_broker) == (0, 0, 3)
+    assert found.queues[0].dead == 3
+
+
+async def test_without_rabbitmq_the_account_has_the_half_of_the_database(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled, sent = envelope_for(Packed("p-1")), envelope_for(Packed("p-2"))
+    async with registered(database_url) as database:
+        await send(database, settled)
+        await send(database, sent)
+        await finished(database, settled.id)
+
+        found = await look(database, BrokerUnavailable("connection refused"), monkeypatch)
+
+    (one,) = found.endpoints
+    assert (one.created, one.done, one.unproven, one.missing) == (2, 1, 1, 0)
+    assert (found.trouble, found.is_fine) == ("connection refused", False)
+
+
+async def test_what_was_just_sent_is_unproven_until_its_queue_shows_it(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with registered(database_url) as database:
+        await send(database, envelope_for(Packed("p-1")))
+
+        unseen = await look(database, {"parcels": QueueReading(0, 0)}, monkeypatch)
+        seen = await look(database, {"parcels": QueueReading(1, 0)}, monkeypatch)
+
+    assert (unseen.missing, unseen.unproven) == (0, 1)
+    assert (seen.missing, seen.unproven, seen.pending) == (0, 0, 1)
+
+
+async def _is_over(moment: datetime) -> bool:
+    """Whether its millisecond is over: SQLite stores times to the millisecond."""
+    return utcnow() - moment > timedelta(milliseconds=2)
+
+
+async def test_what_is_sent_between_two_looks_is_not_part_of_the_account(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy system would never be proven else: something was always just sent."""
+    monkeypatch.setattr(auditing, "SECOND_LOOK_SECONDS", 0.0)
+    first = envelope_for(Packed("p-1"))
+    looks = 0
+    async with registered(database_url) as database:
+        await send(database, first)
+
+        async def read(_queues: Sequence[str]) -> Mapping[str, QueueReading]:
+            nonlocal looks
+            looks += 1
+            if looks == 2:  # after the first snapshot
+                await finished(database, first.id)
+                begun = utcnow()
+                await wait_until(lambda: _is_over(begun))
+                await send(database, envelope_for(Packed("p-2")))
+            return {}
+
+        found = await audit(database, list(handlers), read)
+
+    assert (found.endpoints[0].created, found.endpoints[0].done, found.is_fine) == (1, 1, True)

@@ -11,16 +11,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
 from hopline import schema
 from hopline.app import Hopline
+from hopline.audit import register
 from hopline.cli import app as hopline
 from hopline.clock import first_id, utcnow
 from hopline.database import Database
 from hopline.rows import insert
 from hopline.settings import Settings
-from tests.support.engine import rows
+from tests.support.engine import envelope_for, rows
 from tests.support.letters import Packed, dead, handlers, opened, parked
 
 NOBODY = "amqp://guest:guest@127.0.0.1:9/%2F"
@@ -172,3 +174,32 @@ def test_a_discarded_letter_is_parked_again(run: Run, sqlite_database_url: str) 
     assert run("log", "--by", "ann", "--before", entry["id"], "--json").exit_code == 0
     sends = on(sqlite_database_url, lambda database: rows(database, schema.outbox))
     assert all(send.next_at is None for send in sends)
+
+
+def test_an_audit_without_rabbitmq_gives_the_half_of_the_database(run: Run, sqlite_database_url: str) -> None:
+    on(sqlite_database_url, _sent_long_ago)
+
+    text, told = run("audit"), run("audit", "--json")
+
+    assert (text.exit_code, told.exit_code) == (3, 3)
+    assert "nothing proves where they are: the queues cannot be read" in text.stdout
+    found = json.loads(told.stdout)
+    assert (found["unproven"], found["missing"], found["is_fine"]) == (1, 0, False)
+    assert found["trouble"].startswith("the queues cannot be read")
+
+
+def test_nothing_is_sent_again_without_rabbitmq_or_a_reason(run: Run, sqlite_database_url: str) -> None:
+    on(sqlite_database_url, _sent_long_ago)
+
+    assert "say why" in str(run("audit", "--resend").exception)
+    assert "nothing was sent again" in str(run("audit", "--resend", "--reason", "purged", "--yes").exception)
+    assert "give --resend" in str(run("audit", "--id", "x").exception)
+
+
+async def _sent_long_ago(database: Database) -> None:
+    await register(database, list(handlers))
+    async with database.transaction() as tx:
+        tx.schedule(envelope_for(Packed("p-1")), queue="parcels", delay_seconds=0)
+    async with database.transaction() as tx:
+        await tx.execute(sa.update(schema.endpoints).values(since=utcnow() - timedelta(days=1)))
+        await tx.execute(sa.update(schema.outbox).values(next_at=None, sent_at=utcnow() - timedelta(hours=1)))

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
+from hopline import audit as auditing
 from hopline import deadletter_queries, pausing, scheduled, schema
+from hopline.audit import audit, register
+from hopline.clock import utcnow
 from hopline.deadletter_queries import Filter
+from hopline.live import QueueReading
 from hopline.scheduled import ScheduledFilter
 from tests.support.console import OPERATOR_PASSWORD, VIEWER_PASSWORD, Stocked, console, stocked
-from tests.support.engine import rows
+from tests.support.engine import envelope_for, rows
 from tests.support.letters import Packed, dead, finished, parked
 from tests.support.waiting import wait_until
 
@@ -247,3 +253,40 @@ async def test_only_so_many_replays_run_at_once(sqlite_database_url: str) -> Non
         assert "4 replays run already" in refused.text
         async with made.database.reading() as connection:
             assert [one.id for one in await deadletter_queries.find(connection, Filter(ids=(letters[4],)), limit=1)]
+
+
+async def test_what_is_missing_is_sent_again_by_an_operator_only(
+    made: Stocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envelope = envelope_for(Packed("lost"))
+    app = made.desk.app
+    await register(made.database, list(app.handlers))
+    async with made.database.transaction() as tx:
+        tx.schedule(envelope, queue="parcels", delay_seconds=0)
+    async with made.database.transaction() as tx:
+        mine = schema.outbox.c.message_id == envelope.id
+        sent = sa.update(schema.outbox).where(mine).values(next_at=None, sent_at=utcnow() - timedelta(hours=1))
+        await tx.execute(sent)
+        await tx.execute(sa.update(schema.endpoints).values(since=utcnow() - timedelta(days=1)))
+
+    async def empty(_queues: Sequence[str]) -> Mapping[str, QueueReading]:
+        return {}
+
+    monkeypatch.setattr(auditing, "SECOND_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(app, "audit", lambda: audit(made.database, list(app.handlers), empty))
+    async with made.person(VIEWER_PASSWORD, "vera") as vera:
+        assert (await vera.act("/audit/reconcile")).endswith("missing")
+        assert "Send what is missing again" not in await vera.page("/audit")
+        assert (await vera.post("/audit/resend", reason="purged")).status_code == 403
+
+    async with made.person(OPERATOR_PASSWORD, "ann") as ann:
+        assert "Send what is missing again" in await ann.page("/audit")
+        assert (await ann.post("/audit/resend", csrf="", reason="purged")).status_code == 403
+        assert (await ann.post("/audit/resend", reason=" ")).status_code == 400
+        assert await logged(made) == []
+        told = await ann.act("/audit/resend", reason="purged", id=envelope.id)
+
+    assert told == "1 message sent again; account again when they are done"
+    assert await logged(made) == [(ANN, "resend", f"message {envelope.id}", "to parcels: purged")]
+    due = [row for row in await rows(made.database, schema.outbox) if row.message_id == envelope.id and row.next_at]
+    assert [row.destination for row in due] == ["parcels"]

@@ -221,6 +221,8 @@ async def test_rows_of_every_table_are_kept_and_get_the_values_that_are_new(data
     assert (worker.instance, worker.version, worker.state) == ("w", "", {})
     (message,) = await rows(database, schema.messages)
     assert message.body == BODY
+    (endpoint,) = await rows(database, schema.endpoints)
+    assert (endpoint.endpoint, endpoint.version, endpoint.declared_at) == ("e", 0, endpoint.since)
 
 
 async def test_old_dead_letters_get_their_type_and_the_cause_that_todays_code_would_give_them(
@@ -292,7 +294,7 @@ async def test_a_database_of_a_later_version_is_left_alone(database: Database) -
 async def test_a_program_does_not_start_on_older_tables(database: Database) -> None:
     await make_old(database)
 
-    with pytest.raises(UsageError, match="version 0001, and 0004 is needed; run `hopline migrate`"):
+    with pytest.raises(UsageError, match="version 0001, and 0005 is needed; run `hopline migrate`"):
         await database.check()
 
 
@@ -390,10 +392,10 @@ def test_the_command_says_what_was_done(database_url: str, monkeypatch: pytest.M
     first, second, third = migrate(), migrate(), migrate("--json")
 
     assert first.stdout == (
-        "The engine's tables were brought from version 0001 to 0004.\nThe program's tables were made: things.\n"
+        "The engine's tables were brought from version 0001 to 0005.\nThe program's tables were made: things.\n"
     )
-    assert second.stdout == "The engine's tables are up to date, at version 0004.\n"
-    assert json.loads(third.stdout) == {"before": "0004", "after": "0004", "tables": []}
+    assert second.stdout == "The engine's tables are up to date, at version 0005.\n"
+    assert json.loads(third.stdout) == {"before": "0005", "after": "0005", "tables": []}
 
 
 async def opened_and_old(database_url: str) -> None:

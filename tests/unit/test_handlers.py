@@ -103,3 +103,38 @@ def test_one_endpoint_name_for_two_types_is_refused() -> None:
 
         @handlers.on("a", endpoint="same")
         async def second(lost: Lost) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"deadline_seconds": 0},
+        {"deadline_seconds": float("nan")},
+        {"deadline_seconds": float("inf")},
+        {"deadline_seconds": "30"},
+        {"deadline_seconds": 1e18},
+        {"endpoint": ""},
+        {"endpoint": "n" * 256},
+        {"endpoint": "nul\x00"},
+        {"endpoint": "half \ud800"},
+        {"retry": 3},
+    ],
+)
+def test_a_wrong_option_is_refused_where_it_is_given(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+
+        @Handlers().on("a", **wrong)
+        async def handle(made: Made) -> None: ...
+
+
+@pytest.mark.parametrize("queue", ["", "a b", "a\x00", "amq.a", "a.dead", "a\ud800", "a" * 251])
+def test_a_queue_that_cannot_be_declared_is_refused(queue: str) -> None:
+    with pytest.raises(UsageError):
+        Handlers().on(queue)
+
+
+def test_a_name_that_no_column_holds_is_refused_also_where_nobody_gave_it() -> None:
+    with pytest.raises(UsageError, match="endpoint="):
+
+        @Handlers().on("q" * 250)
+        async def handle(made: Made) -> None: ...

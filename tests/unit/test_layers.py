@@ -27,8 +27,9 @@ HOPLINE = """
     amqp management outbox inbox attempts deadletters deadletter_queries scheduled auditlog idempotency suspects
     history pausing draining
     batching live properties heartbeat recovery retention window
-    rabbitmq
-    relay worker timeline messages search audit repair
+    accounting rabbitmq
+    relay worker timeline messages search audit loss_watch
+    repair
     status
     app service node
     health http_limits watch

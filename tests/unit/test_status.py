@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hopline.audit import Audit, EndpointAudit
+from hopline.audit import Audit, EndpointAudit, QueueAudit
 from hopline.status import Loss, OutboxStatus, QueueStatus, Status, troubles
 from hopline.status.snapshot import PausedQueue, UnknownType, paused_of, unknown_of, worker_of
 
@@ -65,6 +65,46 @@ def test_each_trouble_is_told(change: dict[str, Any], told: str) -> None:
     (one,) = troubles(replace(WELL, **change))
 
     assert told in one
+
+
+def test_a_lower_bound_and_what_is_unproven_are_told_as_such() -> None:
+    (one,) = account(3).endpoints
+    least = Audit((one,), (QueueAudit("orders", 5, 2, 0, 3, 0, 0),))
+    doubtful = Audit((replace(one, missing=0, unproven=3),), trouble="the management API does not answer")
+
+    unread = replace(doubtful, endpoints=account(0).endpoints)
+    assert troubles(replace(WELL, audit=unread)) == ["the management API does not answer (`hopline audit`)"]
+    assert troubles(replace(WELL, audit=least)) == ["at least 3 messages are missing (`hopline audit`)"]
+    assert troubles(replace(WELL, audit=doubtful)) == [
+        "3 messages are unproven: the management API does not answer (`hopline audit`)"
+    ]
+
+
+def test_a_broker_that_does_not_answer_is_told_once() -> None:
+    links = {name: {"ready": False, "trouble": "connection refused"} for name in ("publish", "consume")}
+    (one,) = account(0).endpoints
+    status = replace(
+        WELL,
+        broker_trouble="connection refused",
+        outbox=OutboxStatus(7, 61.0, 0, 0, is_least=False),
+        workers=tuple(worker_of(process({"links": links}), 1.0, 8.0) for _ in range(3)),
+        audit=Audit((replace(one, unproven=3),), trouble="connection refused"),
+    )
+
+    assert troubles(status) == ["RabbitMQ: connection refused"]
+
+
+def test_a_cause_that_many_processes_tell_of_is_told_once() -> None:
+    links = {name: {"ready": False, "trouble": "connection refused"} for name in ("publish", "consume")}
+    workers = tuple(
+        replace(worker_of(process({"links": links, "database": "gone"}), 1.0, 8.0), instance=f"worker-{number}")
+        for number in (1, 2, 3)
+    )
+
+    assert troubles(replace(WELL, workers=workers)) == [
+        "worker-1 and 2 more: publish, consume: connection refused",
+        "worker-1 and 2 more: database: gone",
+    ]
 
 
 @pytest.mark.parametrize(

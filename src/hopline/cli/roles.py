@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 import typer
@@ -14,6 +15,9 @@ from hopline.cli.output import print_json
 from hopline.health import serving
 from hopline.migrations import Migration
 from hopline.watch import watching
+
+OWN_THREADS = 8
+"""Threads for the engine's own calls, beside one for each blocking handler (`def`) that may run at once."""
 
 log = structlog.get_logger("hopline")
 
@@ -63,6 +67,9 @@ def _told(done: Migration) -> str:
 
 async def _work(program: Hopline, queues: tuple[str, ...], stop: asyncio.Event) -> None:
     longest = max((endpoint.deadline_seconds for endpoint in program.handlers), default=0.0)
+    blocking = sum(endpoint.blocking for endpoint in program.handlers)
+    threads = blocking * program.settings.effect_concurrency + OWN_THREADS
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="handler"))
     async with (
         watching(longest, program.settings.overrun_seconds, program.settings.drain_seconds) as watch,
         serving(program.settings) as health,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -67,7 +68,8 @@ async def _once(program: Hopline, *, with_audit: bool) -> Status:
 
 async def _look(program: Hopline, database: Database, *, with_audit: bool) -> Status:
     queues = program.handlers.queues()
-    return await snapshot(database, queues, program.settings, reconcile=program.audit if with_audit else None)
+    reconcile = partial(program.audit, patient=False) if with_audit else None
+    return await snapshot(database, queues, program.settings, reconcile=reconcile)
 
 
 async def _watch(program: Hopline, *, with_audit: bool, as_json: bool) -> None:

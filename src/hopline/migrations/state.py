@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from hopline.errors import UsageError
 
-VERSIONS = ("0001", "0002", "0003", "0004")
+VERSIONS = ("0001", "0002", "0003", "0004", "0005")
 """All that this code knows, oldest first: the revisions of the files in versions/."""
 HEAD = VERSIONS[-1]
 VERSION_TABLE = "hopline_alembic_version"

@@ -74,8 +74,17 @@ class RabbitConsumer(Link):
         self._subscriptions[queue].limit(prefetch)
 
     def state(self) -> dict[str, object]:
-        """See Link; with how often the watchdog had a consumer made again."""
-        return {**super().state(), "rebuilds": self.rebuilds}
+        """See Link; with how often the watchdog had a consumer made again, and what is held of each queue."""
+        holding = {queue: self.holding(queue) for queue in self._subscriptions}
+        return {**super().state(), "rebuilds": self.rebuilds, "holding": holding}
+
+    def holding(self, queue: str) -> dict[str, object]:
+        """What is held of a queue (docs/reference/tables.md, `hopline_workers.state`)."""
+        return self._subscriptions[queue].holding
+
+    def remake(self, queue: str, why: str) -> bool:
+        """Has a queue's consumer made again, unless it holds deliveries; whether it does so."""
+        return self._subscriptions[queue].remake(why)
 
     def owns(self, delivery: Delivery) -> bool:
         """See broker.Consumer."""

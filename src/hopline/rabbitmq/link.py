@@ -19,6 +19,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import structlog
@@ -69,8 +70,8 @@ class Link:
         self._hosts = Hosts(address.hosts)
         self._topology = topology
         self._on_missing = on_missing
-        self._telling = asyncio.Lock()
-        """One queue at a time is told of as missing: a queue and its dead letters are one event."""
+        self._making = asyncio.Lock()
+        """One missing queue at a time is told of and made: a queue and its dead letters are one event."""
         self._why = "not connected yet"
         """Why the whole link is not ready; empty while it is."""
         self._troubles: dict[str, str] = {}
@@ -343,14 +344,14 @@ class Link:
     async def _declare(self, connection: amqp.Connection, queue: Queue) -> None:
         """Declares a queue with its bindings; tells before that if it is missing."""
         is_missing = await look(connection, queue.name) is None
-        if is_missing:
-            self._set_declared(queue.name, declared=False)
-            log.info("a queue is missing", link=self.name, queue=queue.name)
-            async with self._telling:
+        async with self._making if is_missing else nullcontext():
+            if is_missing:
+                self._set_declared(queue.name, declared=False)
+                log.info("a queue is missing", link=self.name, queue=queue.name)
                 await self._on_missing([queue.name])
-        bindings = tuple(binding for binding in self._topology.bindings if binding.queue == queue.name)
-        async with channel_of(connection) as channel:
-            await declare(channel, Topology(self._topology.exchanges, (queue,), bindings))
+            bindings = tuple(binding for binding in self._topology.bindings if binding.queue == queue.name)
+            async with channel_of(connection) as channel:
+                await declare(channel, Topology(self._topology.exchanges, (queue,), bindings))
         self._set_declared(queue.name, declared=True)
         if is_missing:
             self.made_anew(queue.name)

@@ -49,6 +49,8 @@ class Subscription:
         """How often the watchdog had the consumer made again."""
         self.remade = 0
         """How often the consumer was made again because RabbitMQ or the watchdog ended it."""
+        self._delivered_before = 0
+        """Deliveries that came on earlier channels."""
         self._prefetch = prefetch
         self._limit: int | None = None
         self._receive = receive
@@ -80,6 +82,23 @@ class Subscription:
             return 0
         return self._prefetch if self._limit is None else min(self._prefetch, self._limit)
 
+    @property
+    def holding(self) -> dict[str, object]:
+        """What an account of the queue needs to know: deliveries ever, those in hand, and whether it is consumed."""
+        now = self._settlement
+        return {
+            "delivered": self._delivered_before + (now.delivered if now else 0),
+            "unsettled": now.delivered - now.settled if now else 0,
+            "consuming": bool(self._consuming[0]) if now else False,
+        }
+
+    def remake(self, why: str) -> bool:
+        """Has the consumer made again on a new channel, unless it holds deliveries; whether it does so."""
+        if self._settlement is None or self._settlement.settled != self._settlement.delivered:
+            return False
+        self._end(why)
+        return True
+
     def limit(self, prefetch: int | None) -> None:
         """See broker.Consumer."""
         self._limit = prefetch
@@ -107,6 +126,7 @@ class Subscription:
             try:
                 await self._consume(connection, channel, works)
             finally:
+                self._delivered_before += self._settlement.delivered
                 self._channel = self._settlement = None
                 self._begun = False
         self.remade += 1

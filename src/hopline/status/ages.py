@@ -99,31 +99,35 @@ def _unsettled() -> sa.Select[Any]:
     """What was sent to each queue and has neither a result nor a later send."""
     latest = _latest("id", "message_id", "destination", "run", "sent_at").subquery("latest")
     later = outbox.alias("later")
+    bound = (  # each queue and type once, whatever endpoints and versions there are
+        sa.select(endpoints.c.queue, endpoints.c.type, sa.func.min(endpoints.c.since).label("since"))
+        .group_by(endpoints.c.queue, endpoints.c.type)
+        .subquery("bound")
+    )
+    names = sa.select(endpoints.c.endpoint).where(endpoints.c.queue == bound.c.queue).correlate(bound)
     settled = sa.or_(
-        sa.exists().where(inbox.c.message_id == latest.c.message_id, inbox.c.endpoint == endpoints.c.endpoint),
+        sa.exists().where(inbox.c.message_id == latest.c.message_id, inbox.c.endpoint.in_(names)),
         sa.exists().where(
             dead_letters.c.message_id == latest.c.message_id,
-            dead_letters.c.queue == endpoints.c.queue,
+            dead_letters.c.queue == bound.c.queue,
             dead_letters.c.run >= latest.c.run,
         ),
         sa.exists().where(
             later.c.message_id == latest.c.message_id,
-            later.c.destination == endpoints.c.queue,
+            later.c.destination == bound.c.queue,
             later.c.id > latest.c.id,
         ),
     )
     return (
-        sa.select(endpoints.c.queue, sa.func.count().label("held"), sa.func.min(latest.c.sent_at).label("oldest"))
+        sa.select(bound.c.queue, sa.func.count().label("held"), sa.func.min(latest.c.sent_at).label("oldest"))
         .select_from(
-            latest.join(messages, messages.c.id == latest.c.message_id).join(
-                endpoints, endpoints.c.type == messages.c.type
-            )
+            latest.join(messages, messages.c.id == latest.c.message_id).join(bound, bound.c.type == messages.c.type)
         )
         .where(
-            endpoints.c.queue.in_(sa.bindparam("queues", expanding=True)),
-            latest.c.destination.in_([sa.literal(""), endpoints.c.queue]),
-            latest.c.sent_at >= endpoints.c.since,
+            bound.c.queue.in_(sa.bindparam("queues", expanding=True)),
+            latest.c.destination.in_([sa.literal(""), bound.c.queue]),
+            latest.c.sent_at >= bound.c.since,
             ~settled,
         )
-        .group_by(endpoints.c.queue)
+        .group_by(bound.c.queue)
     )

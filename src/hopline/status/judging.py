@@ -63,6 +63,7 @@ def trouble_list(status: Status) -> list[Trouble]:
     return [
         *_broker(status),
         *_outbox(status),
+        *_links(status),
         *_workers(status),
         *_queues(status),
         *_pauses(status),
@@ -105,7 +106,14 @@ def _figures(status: Status) -> Iterator[tuple[str, str, str]]:
     yield "held", "Paused by a person", f"{len(status.held):,}"
     yield "dead-today", "Dead today", f"{status.dead_today:,}{_more(status.dead_today_is_least)}"
     yield "parked", "Parked", f"{status.parked:,}{_more(status.parked_is_least)}"
-    yield "missing", "Missing", UNKNOWN if status.audit is None else f"{status.audit.missing:,}"
+    yield "missing", "Missing", _missing_figure(status)
+
+
+def _missing_figure(status: Status) -> str:
+    audit = status.audit
+    if audit is None or (audit.unproven > audit.recent and not audit.missing):
+        return UNKNOWN
+    return f"{audit.missing:,}{_more(audit.missing_is_least)}"
 
 
 def _more(is_least: bool) -> str:
@@ -144,15 +152,30 @@ def _broker(status: Status) -> Iterator[Trouble]:
 def _outbox(status: Status) -> Iterator[Trouble]:
     oldest = status.outbox.oldest_seconds
     if oldest is not None and oldest > OLD_SEND_SECONDS:
-        text = f"{status.outbox.unsent:,} messages wait for RabbitMQ, the first for {oldest:.0f} s; is a relay running?"
-        yield Trouble("unsent", "bad", text, "hopline relay")
+        text = f"{status.outbox.unsent:,} messages wait for RabbitMQ, the first for {oldest:.0f} s"
+        if status.broker_trouble:  # the cause is told
+            yield Trouble("unsent", "idle", text)
+        else:
+            yield Trouble("unsent", "bad", f"{text}; is a relay running?", "hopline relay")
+
+
+def _links(status: Status) -> Iterator[Trouble]:
+    """Each cause once, however many processes tell of it."""
+    told: dict[str, dict[str, list[str]]] = {}
+    for worker in status.workers:
+        for trouble in worker.troubles if worker.alive else ():
+            link, _, cause = trouble.partition(": ")
+            told.setdefault(cause, {}).setdefault(worker.instance, []).append(link)
+    for cause, instances in told.items():
+        instance, links = next(iter(instances.items()))
+        more = f" and {len(instances) - 1:,} more" if len(instances) > 1 else ""
+        is_told = bool(status.broker_trouble) and "database" not in links
+        yield Trouble("links", "idle" if is_told else "bad", f"{instance}{more}: {', '.join(links)}: {cause}")
 
 
 def _workers(status: Status) -> Iterator[Trouble]:
     for worker in status.workers:
-        if worker.alive:
-            yield from (Trouble("links", "bad", f"{worker.instance}: {trouble}") for trouble in worker.troubles)
-        elif worker.age_seconds < RECENT_DEATH_SECONDS:
+        if not worker.alive and worker.age_seconds < RECENT_DEATH_SECONDS:
             text = f"{worker.instance} died {worker.age_seconds:.0f} s ago"
             yield Trouble("workers", "bad", text, "What it had in hand is delivered again; its log may say why.")
 
@@ -193,5 +216,15 @@ def _parked(status: Status) -> Iterator[Trouble]:
 def _account(status: Status) -> Iterator[Trouble]:
     if status.audit_trouble:
         yield Trouble("missing", "bad", f"the account could not be made: {status.audit_trouble}")
-    if status.audit is not None and status.audit.missing:
-        yield Trouble("missing", "bad", f"{status.audit.missing:,} messages are missing", "hopline audit")
+    audit = status.audit
+    if audit is None:
+        return
+    if audit.missing:
+        least = "at least " if audit.missing_is_least else ""
+        yield Trouble("missing", "bad", f"{least}{audit.missing:,} messages are missing", "hopline audit")
+    unproven = audit.unproven - audit.recent
+    if audit.trouble and not status.broker_trouble:  # else one cause would be told twice
+        text = f"{unproven:,} messages are unproven: {audit.trouble}" if unproven else audit.trouble
+        yield Trouble("missing", "warn", text, "hopline audit")
+    elif unproven > 0 and not status.broker_trouble:
+        yield Trouble("missing", "warn", f"{unproven:,} messages are unproven", "hopline audit")

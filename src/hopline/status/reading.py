@@ -5,6 +5,7 @@ A broker that does not answer is part of the status and hides nothing else.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 
@@ -55,7 +56,9 @@ async def snapshot(
     DatabaseUnavailable without the database; a broker that does not answer is part of the status.
     """
     alive_seconds = DEATH_HEARTBEATS * settings.heartbeat_seconds
-    readings, broker_trouble = await _measured(settings, queues)
+    # Side by side: while RabbitMQ does not answer, each of them waits for its deadline.
+    measured, reconciled = await asyncio.gather(_measured(settings, queues), _reconciled(reconcile))
+    (readings, broker_trouble), (audit, audit_trouble) = measured, reconciled
     async with database.reading() as connection:
         at: datetime = (await connection.execute(sa.select(now()))).scalar_one()
         rows = await _workers(connection)
@@ -69,7 +72,6 @@ async def snapshot(
         today = await count_up_to(connection, Filter(state="any", since=midnight), COUNTED)
         held = held_of(await pausing.read(connection), living)
         losses = await _losses(connection)
-    audit, audit_trouble = await _reconciled(reconcile)
     return Status(
         at=at,
         queues=_queues(queues, readings, unsettled, known),

@@ -27,14 +27,11 @@ from hopline.database import Transaction
 from hopline.errors import DatabaseError, DatabaseUnavailable, TransactionAborted, UsageError, text_of
 from hopline.failure import Failure, failure_of
 from hopline.handlers import Endpoint
-from hopline.message import Envelope, is_message
+from hopline.message import AttemptId, Envelope, is_message
 from hopline.outcome import Dead, Defer, Done, Outcome, Retry
 from hopline.outgoing import envelope_of_message
 from hopline.retry import again_at_once, decide
 from hopline.worker.calls import Call
-
-AttemptId = tuple[str, int, int]
-"""Message id, run and attempt: what one execution of a handler belongs to."""
 
 
 class Member(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -48,8 +45,8 @@ class Member(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     @property
     def attempt_id(self) -> AttemptId:
-        """What tells this attempt from others of the same message."""
-        return self.envelope.id, self.envelope.run, self.envelope.attempt
+        """See Envelope."""
+        return self.envelope.attempt_id
 
 
 class Handled(msgspec.Struct, frozen=True, eq=False):

@@ -116,7 +116,10 @@ class Desk:
         return Handled(Defer(self.pauses.deferral_seconds(endpoint), "its handler is paused"))
 
     async def claim(self, tx: Transaction, endpoint: str, members: Sequence[Member]) -> list[Member]:
-        """The members to handle: not done, and not a duplicate of an attempt that has failed already."""
+        """The members to handle: not done, and not a duplicate of an attempt that has failed already.
+
+        At most one member of a message: its claim is one row.
+        """
         claimed = await inbox.claim(tx, endpoint, [member.envelope for member in members], self.instance)
         fresh = [member for member in members if member.envelope.id in claimed]
         if not fresh:
@@ -169,7 +172,7 @@ class Desk:
         """Sends messages to their queue again, each after its delay, unless a duplicate has done so already."""
         known = await outbox.scheduled(tx, queue, [envelope for envelope, _ in deferred]) if deferred else set()
         for envelope, delay_seconds in deferred:
-            if envelope.id not in known:
+            if envelope.attempt_id not in known:
                 tx.schedule(envelope.changed(suspect=False), queue=queue, delay_seconds=delay_seconds)
 
     async def _store_failures(

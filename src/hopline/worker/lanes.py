@@ -14,7 +14,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,10 +25,11 @@ from hopline.batching import Groups
 from hopline.broker import Delivery
 from hopline.database import Transaction
 from hopline.handlers import Endpoint
+from hopline.message import AttemptId
 from hopline.outcome import Done
 from hopline.rows import Dialect
 from hopline.worker.blame import Blame
-from hopline.worker.calling import AttemptId, Handled, HandlerCall, Member, MemberFailed
+from hopline.worker.calling import Handled, HandlerCall, Member, MemberFailed
 from hopline.worker.desk import Desk
 
 SAVEPOINT_MEMBERS = 50
@@ -63,7 +64,8 @@ class Lane:
 
     def add(self, members: Sequence[Member]) -> None:
         """Takes members; returns at once."""
-        self._groups.put(members)
+        if members:
+            self._groups.put(members)
 
     async def drained(self) -> None:
         """Returns when all is settled."""
@@ -77,18 +79,20 @@ class Lane:
         """At most so many of the messages that are being handled now, those that began first."""
         raise NotImplementedError
 
-    async def over(self, members: Sequence[Member]) -> set[str]:
-        """The ids that are done, or whose very attempt has failed already."""
-        found: set[str] = set()
+    async def over(self, members: Sequence[Member]) -> set[AttemptId]:
+        """The attempts that need not run: their message is done, or they themselves have failed already."""
+        found: list[sa.Row[Any]] = []
         database = self._desk.database
         given = attempts.given(database.dialect, [member.envelope for member in members])
         parameters = {"of_endpoint": self.endpoint.name, **given}
 
         async def look() -> None:
-            found.update(row.message_id for row in await database.query(_over(database.dialect), parameters))
+            found[:] = await database.query(_over(database.dialect), parameters)
 
         await self._desk.persist(look, self.endpoint.name)
-        return found
+        done = {row.message_id for row in found if row.run is None}
+        failed = {(row.message_id, row.run, row.attempt) for row in found if row.run is not None}
+        return {m.attempt_id for m in members if m.envelope.id in done or m.attempt_id in failed}
 
     async def _run(self, members: list[Member]) -> list[None]:
         await self._handle(members)
@@ -96,6 +100,19 @@ class Lane:
 
     async def _handle(self, members: list[Member]) -> None:
         raise NotImplementedError
+
+
+def latest(members: Sequence[Member]) -> dict[str, Member]:
+    """One member a message: that of its latest run and attempt. The claim of a message is one row, so the others wait.
+
+    If the latest is done, the others find it; if it fails, each has to be looked at for itself.
+    """
+    chosen: dict[str, Member] = {}
+    for member in members:
+        known = chosen.setdefault(member.envelope.id, member)
+        if member.attempt_id > known.attempt_id:
+            chosen[member.envelope.id] = member
+    return chosen
 
 
 class TransactionLane(Lane):
@@ -111,13 +128,16 @@ class TransactionLane(Lane):
         return [Running(self.endpoint.name, member, self._since) for member in self._group[:most]]
 
     async def _handle(self, members: list[Member]) -> None:
-        unique = list({member.envelope.id: member for member in members}.values())
-        self._group, self._since = unique, time.time()
+        chosen = latest(members)
+        now = [member for member in members if member.attempt_id == chosen[member.envelope.id].attempt_id]
+        self._group, self._since = list(chosen.values()), time.time()
         try:
-            await self._handle_group(unique)
+            await self._handle_group(list(chosen.values()))
         finally:
             self._group = ()
-        self._desk.settle([member.delivery for member in members])
+        self._desk.settle([member.delivery for member in now])
+        if len(now) < len(members):
+            self.add([member for member in members if member.attempt_id != chosen[member.envelope.id].attempt_id])
 
     async def _handle_group(self, unique: list[Member]) -> None:
         blame = self._blame()
@@ -212,10 +232,12 @@ class TransactionLane(Lane):
 
 @dataclass(slots=True, eq=False)
 class Effect:
-    """A message whose effect handler waits or runs in this process, with every delivery of it that came."""
+    """An attempt whose effect handler waits or runs in this process, with every delivery of this attempt that came."""
 
     member: Member
     deliveries: list[Delivery]
+    others: list[Member] = field(default_factory=list)
+    """Other attempts of the same message that came meanwhile: over if this one is done, else they have their turn."""
     since: float = 0.0
     """When its handler began, in seconds since 1970; 0 while it waits."""
     handled: Handled | None = None
@@ -240,7 +262,7 @@ class EffectLane(Lane):
     @property
     def busy(self) -> int:
         """Deliveries that are not settled yet."""
-        return self._groups.busy + len(self._effects)
+        return self._groups.busy + sum(1 + len(effect.others) for effect in self._effects.values())
 
     def running(self, most: int) -> Sequence[Running]:
         """Those that have a slot and no result yet."""
@@ -250,10 +272,11 @@ class EffectLane(Lane):
 
     async def drained(self) -> None:
         """Returns when all is settled."""
-        await super().drained()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._settlement.drained()
+        while self._groups.busy or self._tasks or self._settlement.busy:  # settling may bring others their turn
+            await super().drained()
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+            await self._settlement.drained()
 
     async def abandon(self) -> None:
         """Cancels the work."""
@@ -269,10 +292,12 @@ class EffectLane(Lane):
         over = await self.over(members)
         for member in members:
             running = self._effects.get(member.envelope.id)
-            if member.envelope.id in over:
+            if member.attempt_id in over:
                 self._desk.settle([member.delivery])
-            elif running is not None:
+            elif running is not None and running.member.attempt_id == member.attempt_id:
                 running.deliveries.append(member.delivery)  # settled with it: its own channel may be gone
+            elif running is not None:
+                running.others.append(member)
             else:
                 effect = self._effects[member.envelope.id] = Effect(member, [member.delivery])
                 self._waiting.append(effect)
@@ -288,6 +313,7 @@ class EffectLane(Lane):
                 task.add_done_callback(self._ended)
             else:  # the channel died while it waited: it is somebody else's by now
                 del self._effects[effect.member.envelope.id]
+                self.add(effect.others)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -320,6 +346,7 @@ class EffectLane(Lane):
         self._desk.settle([delivery for effect in effects for delivery in effect.deliveries])
         for effect in effects:  # at once, so that no duplicate joins one that is settled
             del self._effects[effect.member.envelope.id]
+        self.add([other for effect in effects for other in effect.others])
         return [None] * len(effects)
 
     async def _store(self, results: list[tuple[Member, Handled]], *, claiming: bool) -> None:

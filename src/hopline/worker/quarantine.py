@@ -102,8 +102,8 @@ class Quarantine:
         for lane in {lane for lane, _ in entries}:
             members = self._desk.owned([member for its_lane, member in entries if its_lane is lane])
             over = await lane.over(members) if members else set()
-            self._desk.settle([member.delivery for member in members if member.envelope.id in over])
-            open_members = [member for member in members if member.envelope.id not in over]
+            self._desk.settle([member.delivery for member in members if member.attempt_id in over])
+            open_members = [member for member in members if member.attempt_id not in over]
             marks = await self._marks(lane, open_members)
             for member in open_members:
                 verdict = self._verdict(lane, member, marks.get(member.envelope.id, []))

@@ -176,7 +176,9 @@ class Strays:
         for stray in strays:
             envelope = stray.delivery.envelope
             match stray.error:
-                case UnknownType() if envelope and self._is_worth_waiting(envelope, now - first.get(envelope.id, now)):
+                case UnknownType() if envelope and self._is_worth_waiting(
+                    envelope, now - first.get((envelope.id, envelope.run), now)
+                ):
                     deferred.append((envelope, UNKNOWN_DELAY_SECONDS))
                     self._note(envelope, queue)
                 case GivenUp(delivery_limit=True, queue=origin) if envelope and not envelope.suspect:

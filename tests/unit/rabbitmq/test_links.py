@@ -95,7 +95,7 @@ async def test_a_queue_that_fails_leaves_the_others_alone_and_is_used_when_it_wo
         await wait_until(lambda: all(broker.queues.get(one, ScriptedQueue()).consumers for one in others))
         await wait_until(lambda: broker.calls[operation, queue] > 2)
         await wait_until(lambda: set(consumer.queue_troubles()) == {queue})
-        assert f"the queue {queue} cannot be used: " in consumer.trouble
+        await wait_until(lambda: f"the queue {queue} cannot be used: " in consumer.trouble)  # the link is open
         assert str(error)[:20] in consumer.trouble
         assert not consumer.ready
         assert consumer.state()["connected"]
@@ -386,7 +386,7 @@ async def test_a_missing_queue_that_cannot_be_told_is_not_declared_and_the_other
         await wait_until(lambda: broker.calls["look", "apples"] > 2)
         assert "apples" not in broker.queues
         await wait_until(lambda: list(consumer.queue_troubles()) == ["apples"])
-        assert "the database is down" in consumer.trouble
+        await wait_until(lambda: "the database is down" in consumer.trouble)
 
         down = False
         await wait_until(lambda: consumer.ready)
