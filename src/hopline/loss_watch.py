@@ -6,8 +6,9 @@ are any it proves, or fails to prove, that nobody has them (recovery.py):
 
     what workers hold, the queue, what workers hold, the queue, what workers hold
 
-Each is read after the one before was said. If it is proven, the loss is written down and recovered as that of any
-queue. Every worker of the queue then makes its consumer again: RabbitMQ may hold messages for the one that it forgot.
+Each is read after the one before; between the readings every worker beats once. If it is proven, the loss is written
+down and recovered as that of any queue. Every worker of the queue then makes its consumer again: RabbitMQ may hold
+messages for the one that it forgot.
 
 Age alone proves nothing: a message that a slow handler has is in a worker's hand. The proof needs a moment in which
 no worker of the queue holds or is given anything, so a queue that is never idle is looked at when it is.
@@ -165,7 +166,7 @@ class LossWatch:
                     return False
                 async with self._database.reading() as connection:
                     after = (await connection.execute(sa.select(now()))).scalar_one()
-        return nobody_holds(*said)
+        return nobody_holds(said[0], said[-1])
 
     async def _said_after(self, queue: str, after: datetime | None) -> Holdings | None:
         """What each worker of the queue said after a time; None if one does not say, or not soon enough."""

@@ -170,20 +170,17 @@ def _number(value: object) -> int:
     return math.ceil(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
-def nobody_holds(before: Holdings, between: Holdings, after: Holdings) -> bool:
-    """Whether nothing that was sent before the first of two empty readings can be with a worker. Pure.
+def nobody_holds(before: Holdings, after: Holdings) -> bool:
+    """Whether nothing that was sent before two empty readings of a queue can be with a worker. Pure.
 
-    `between` was said after the first reading, `after` after the second one. A message that was in a worker's hand at
-    the first reading was either still there at `between`, or was given to somebody before the second reading; or it
-    was settled, and the database then knows its result.
+    `before` was said before the first reading, `after` after the second one. Whoever had a message at a reading either
+    has it in `before`, or was given it since. The second reading is for one whose channel has closed: the worker does
+    not have it any more, and RabbitMQ gives it to somebody else a moment later.
     """
-    if not before or not before.keys() == between.keys() == after.keys():
+    if not before or before.keys() != after.keys():
         return False
     return all(
-        not before[name].unsettled
-        and not between[name].unsettled
-        and not after[name].unsettled
-        and before[name].delivered == between[name].delivered == after[name].delivered
+        not before[name].unsettled and not after[name].unsettled and before[name].delivered == after[name].delivered
         for name in before
     )
 
