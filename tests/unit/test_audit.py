@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopline.accounting import Held, Unsettled, account_of_queue, held_in, shares
+from hopline.accounting import (
+    Audit,
+    EndpointAudit,
+    Held,
+    QueueAudit,
+    Unsettled,
+    account_of_queue,
+    explained,
+    held_in,
+    shares,
+)
 from hopline.live import QueueReading
 
 EMPTY, FULL, UNKNOWN = QueueReading(0, 0), QueueReading(3, 0), QueueReading(0, None)
@@ -118,3 +128,30 @@ def test_what_is_called_missing_could_not_have_been_in_the_queue(sends: Sequence
     account = account_of_queue("orders", sends, Held(held, held, 0))
 
     assert account.missing == max(0, sum(one.old for one in sends) - held)
+
+
+def audit_of(queue: QueueAudit, trouble: str = "") -> Audit:
+    figures = (queue.unsettled, 0, 0, 0, 0, 0, 0, queue.missing, queue.unproven)
+    return Audit((EndpointAudit("orders/order.placed", "orders", *figures, ()),), (queue,), trouble=trouble)
+
+
+@pytest.mark.parametrize(
+    ("queue", "trouble", "told"),
+    [
+        (QueueAudit("orders", 9, 3, 2, 6, 0, 0), "", "At least 6 of 9 unsettled sends to the queue orders are"),
+        (QueueAudit("orders", 9, 3, 2, 6, 0, 0), "", "it holds 3, 2 of them in orders.dead."),
+        (QueueAudit("orders", 3, 3, 3, 0, 0, 0), "", "orders.dead holds 3: a running worker"),
+        (QueueAudit("orders", 3, None, 0, 0, 3, 0), "refused.", "nothing proves where: refused. Ask again"),
+        (QueueAudit("orders", 3, None, 0, 0, 3, 0), "", "Set HOPLINE_MANAGEMENT_URL"),
+        (QueueAudit("orders", 3, 0, 0, 0, 3, 3), "", "Ask again in 15 s"),
+    ],
+)
+def test_what_an_account_means_is_told_once(queue: QueueAudit, trouble: str, told: str) -> None:
+    (text,) = explained(audit_of(queue, trouble))
+
+    assert told in text
+
+
+def test_an_account_that_is_fine_or_named_needs_no_words() -> None:
+    assert explained(audit_of(QueueAudit("orders", 0, 0, 0, 0, 0, 0))) == ()
+    assert explained(audit_of(QueueAudit("orders", 3, 0, 0, 3, 0, 0))) == ()
