@@ -207,9 +207,10 @@ def _dead(one: QueueAudit) -> str:
 def _unproven(audit: Audit) -> str:
     if not audit.unproven:
         return ""
-    text = f"{audit.unproven:,} sends are not settled, and nothing proves where they are: "
+    sends = "1 send is" if audit.unproven == 1 else f"{audit.unproven:,} sends are"
+    text = f"{sends} not settled, and nothing proves where: "
     if audit.trouble:
-        return f"{text}{audit.trouble}. Ask again when RabbitMQ answers."
+        return f"{text}{audit.trouble.rstrip('.')}. Ask again when RabbitMQ answers."
     if audit.recent >= audit.unproven:
         return f"{text}RabbitMQ's figures may not show them yet. Ask again in {METRICS_LAG_SECONDS:g} s."
     if any(one.held is None for one in audit.queues):

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from hopline import amqp, schema
+from hopline import amqp, repair, schema
 from hopline import database as module
 from hopline.app import Hopline, Producer
 from hopline.clock import utcnow
@@ -161,6 +161,12 @@ async def test_the_audit_names_what_the_broker_lost(database_url: str, broker_ur
 
     (things,) = [one for one in audit.endpoints if one.queue == "things"]
     assert (things.created, things.done, things.missing, things.missing_ids) == (2, 1, 1, (lost,))
+
+    async with app.producing() as producer:
+        parts = repair.resend(producer.database, list(app.handlers), audit, who="ann", reason="purged")
+        assert [one.message_id async for part in parts for one in part] == [lost]
+        await wait_until(lambda: _ready(app, 1), 15)
+    assert (await app.audit()).missing == 0  # it is in the queue
 
 
 async def _registered(producer: Producer) -> bool:

@@ -182,7 +182,7 @@ def test_an_audit_without_rabbitmq_gives_the_half_of_the_database(run: Run, sqli
     text, told = run("audit"), run("audit", "--json")
 
     assert (text.exit_code, told.exit_code) == (3, 3)
-    assert "nothing proves where they are: the queues cannot be read" in text.stdout
+    assert "1 send is not settled, and nothing proves where: the queues cannot be read" in text.stdout
     found = json.loads(told.stdout)
     assert (found["unproven"], found["missing"], found["is_fine"]) == (1, 0, False)
     assert found["trouble"].startswith("the queues cannot be read")
