@@ -26,12 +26,12 @@ def _decoder(cls: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
     return msgspec.json.Decoder(cls)
 
 
-def encode(message: msgspec.Struct, *, limit_bytes: int) -> bytes:
-    """The JSON body of a message.
+def encode(message: msgspec.Struct, declared: MessageType | None = None, *, limit_bytes: int) -> bytes:
+    """The JSON body of a message; `declared` is its type, if the caller knows it.
 
     MessageTooLarge when it is over the limit, UsageError when the message cannot be encoded, or not be read back.
     """
-    declared = type_of(message)
+    declared = declared or type_of(message)
     try:
         body = _encoder.encode(message)
     except Exception as error:

@@ -17,6 +17,7 @@ import math
 import os
 import random
 import re
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -31,6 +32,7 @@ from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import functions
+from sqlalchemy.util import await_only
 
 from hopline import database_url, migrations, schema, topology
 from hopline.clock import new_id, utcnow
@@ -182,7 +184,7 @@ class Transaction:
         later by the database's clock: a finite number from 0 to nine tenths of the inbox's retention, and at most
         LONGEST_DELAY_SECONDS. MessageTooLarge and UsageError are raised here, before anything is stored.
         """
-        delay = checked_send_delay(delay_seconds, self._longest_delay_seconds)
+        delay = 0.0 if delay_seconds == 0.0 else checked_send_delay(delay_seconds, self._longest_delay_seconds)
         if queue:
             topology.check_queue_name(queue)
         envelope = envelope_of_message(message, cause=self.cause, limit_bytes=self.message_limit_bytes, headers=headers)
@@ -738,17 +740,24 @@ def _begin(statement: str) -> Callable[[sa.Connection], None]:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver must not begin by itself: see _begin
     cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout")
-    (own_milliseconds,) = cursor.fetchone()
-    for pragma in (
-        f"busy_timeout={int(SQLITE_BUSY_SECONDS * 1000)}",  # a new file becomes WAL under a lock, by whoever is first
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={own_milliseconds}",
-    ):
+    _use_wal(cursor)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """A new file becomes WAL by whoever is first. SQLite itself does not wait for the others' locks here."""
+    give_up_at = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(_SQLITE_CONTENTION) or time.monotonic() > give_up_at:
+                raise
+        else:
+            return
+        await_only(asyncio.sleep(SQLITE_PAUSE_CAP_SECONDS))
 
 
 def _sqlite_trouble(path: str) -> str:

@@ -380,8 +380,10 @@ def _first_sends(dialect: Dialect) -> sa.Select[Any]:
 
 
 def _unsent(dialect: Dialect) -> sa.Update:
-    """An UPDATE of the given rows, as far as they are not sent."""
-    return sa.update(outbox).where(_IDS.among(dialect, outbox.c.id), outbox.c.sent_at.is_(None))
+    """An UPDATE of the given rows, as far as they are still to be sent: neither sent, nor cancelled, nor parked."""
+    return sa.update(outbox).where(
+        _IDS.among(dialect, outbox.c.id), outbox.c.sent_at.is_(None), outbox.c.next_at.is_not(None)
+    )
 
 
 def _send_of(row: sa.Row[Any]) -> tuple[Send, int]:

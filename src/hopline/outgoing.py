@@ -45,8 +45,8 @@ def envelope_of_message(
         correlation_id=cause.correlation_id if cause else identifier,
         cause_id=cause.id if cause else None,
         created_at=utcnow(),
-        body=codec.encode(message, limit_bytes=limit_bytes),
-        headers=_with_inherited(_checked_headers(headers) if headers else {}, cause),
+        body=codec.encode(message, declared, limit_bytes=limit_bytes),
+        headers=_with_inherited(_checked_headers(headers) if headers else {}, cause) if headers or cause else {},
     )
 
 

@@ -29,6 +29,7 @@ from hopline.database import Database
 from hopline.errors import DatabaseContention, UsageError
 from hopline.fingerprint import NO_CAUSE, fingerprint
 from hopline.migrations import HEAD, VERSION_TABLE, Migration, migrating
+from hopline.redaction import redacted
 from hopline.settings import Settings
 from tests.support.engine import rows
 
@@ -391,10 +392,11 @@ def test_the_command_says_what_was_done(database_url: str, monkeypatch: pytest.M
 
     first, second, third = migrate(), migrate(), migrate("--json")
 
+    place = f"The database is {redacted(database_url)}.\n"
     assert first.stdout == (
-        "The engine's tables were brought from version 0001 to 0005.\nThe program's tables were made: things.\n"
+        "The engine's tables were brought from version 0001 to 0005.\nThe program's tables were made: things.\n" + place
     )
-    assert second.stdout == "The engine's tables are up to date, at version 0005.\n"
+    assert second.stdout == "The engine's tables are up to date, at version 0005.\n" + place
     assert json.loads(third.stdout) == {"before": "0005", "after": "0005", "tables": []}
 
 

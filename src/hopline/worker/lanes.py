@@ -188,20 +188,20 @@ class TransactionLane(Lane):
                 await self._each(members, known, blame)
 
         started = time.perf_counter()
+        handled: Handled | None = None
         try:
             await self._desk.persist(judged, self.endpoint.name)
         except MemberFailed as failed:
-            error = failed.error
+            if failed.error is not None:
+                handled = self._call.failed(members[0], failed.error, time.perf_counter() - started)
         else:
             return
         if len(members) > 1:
             for member in members:
                 await self._apart([member], known)
             return
-        if error is not None:
-            (member,) = members
-            handled = self._call.failed(member, error, time.perf_counter() - started)
-            known[member.attempt_id] = self._desk.judged(self.endpoint, handled)
+        if handled is not None:
+            known[members[0].attempt_id] = self._desk.judged(self.endpoint, handled)
         await self._desk.persist(lambda: self._each(members, known, blame), self.endpoint.name)
 
     async def _each(self, members: list[Member], known: dict[AttemptId, Handled], blame: Blame) -> None:
