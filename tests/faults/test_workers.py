@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from hopline.service import ENDLESS_STATUS
+from hopline.service import ENDLESS_STATUS, TASK_EXIT_STATUS
 from tests.faults import scenarios
 from tests.faults.forms import shortly_on
 from tests.faults.programs import endless, troubled
@@ -102,9 +102,11 @@ async def test_a_message_that_kills_its_worker(running: System) -> None:
 
 
 @shortly_on("postgres")
-@pytest.mark.parametrize(("way", "workers"), [("spins", 3), ("holds-the-lock", 1), ("swallows", 1)])
+@pytest.mark.parametrize(
+    ("way", "workers"), [("spins", 3), ("holds-the-lock", 1), ("swallows", 1), ("exits-in-a-task", 1)]
+)
 async def test_a_handler_that_never_ends(running: System, way: str, workers: int) -> None:
-    """Its worker ends, long after the deadline; three deaths park the message, and its neighbours are done."""
+    """Its worker ends, by the watch or by the handler; three deaths park the message, and its neighbours are done."""
     variables = {"HOPLINE_PREFETCH": "20", "HOPLINE_HEARTBEAT_SECONDS": "0.3", "HOPLINE_OVERRUN_SECONDS": "1"}
     async with program(running, endless.__name__, **variables) as troubled_program:
         await troubled_program.run(endless.__name__, str(STUCK_NEIGHBOURS), way)
@@ -117,8 +119,8 @@ async def test_a_handler_that_never_ends(running: System, way: str, workers: int
     assert 3 <= sum(role.restarts for role in roles) <= 3 + workers
     assert len(taken) == STUCK_NEIGHBOURS
     assert set(taken.values()) == {1}
-    ended = "ended with status -9" if way == "holds-the-lock" else f"ended with status {ENDLESS_STATUS}"
-    assert any(ended in line for line in troubled_program.log)
+    status = {"holds-the-lock": -signal.SIGKILL, "exits-in-a-task": TASK_EXIT_STATUS}.get(way, ENDLESS_STATUS)
+    assert any(f"ended with status {status}" in line for line in troubled_program.log)
 
 
 @shortly_on("sqlite")

@@ -1,4 +1,4 @@
-"""A program whose handler never gives control back for one basket, in one of the ways of WAYS.
+"""A program whose handler never gives control back for one basket, or takes its process along, in one of WAYS.
 
 python -m tests.faults.programs.endless 60 spins
 """
@@ -55,10 +55,20 @@ async def _swallow() -> None:
             continue
 
 
+async def _exit_in_a_task() -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    task = asyncio.create_task(leave())  # not awaited: asyncio passes its SystemExit through the loop
+    await asyncio.sleep(600)
+    await task
+
+
 WAYS: dict[str, Callable[[], Awaitable[None]]] = {
     "spins": _spin,
     "holds-the-lock": _hold_the_lock,
     "swallows": _swallow,
+    "exits-in-a-task": _exit_in_a_task,
 }
 
 app = Hopline(handlers=[handlers], tables=[metadata])
