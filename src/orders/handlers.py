@@ -9,10 +9,13 @@ from hopline import Done, Handlers, Transaction
 from orders import deciding
 from orders.messages import OrderConfirmed, OrderPlaced, OrderRejected, UserRegistered, UserWelcomed
 
+DEADLINE_SECONDS = 10.0
+"""A group takes a fraction of a second. Postgres lets a frozen worker keep its locks for this long and 10 s more."""
+
 handlers = Handlers()
 
 
-@handlers.on("orders")
+@handlers.on("orders", deadline_seconds=DEADLINE_SECONDS)
 async def decide(orders: list[OrderPlaced], tx: Transaction) -> list[OrderConfirmed | OrderRejected | Done]:
     """Confirms each order and reserves its stock, or rejects it with reasons."""
     return [
@@ -21,7 +24,7 @@ async def decide(orders: list[OrderPlaced], tx: Transaction) -> list[OrderConfir
     ]
 
 
-@handlers.on("users")
+@handlers.on("users", deadline_seconds=DEADLINE_SECONDS)
 async def register(users: list[UserRegistered], tx: Transaction) -> list[UserWelcomed | Done]:
     """Opens an account for each address that has none."""
     return [Done(result) if isinstance(result, str) else result for result in await deciding.register(tx, users)]

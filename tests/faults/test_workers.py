@@ -45,7 +45,8 @@ async def test_a_worker_killed_after_its_commit_and_before_the_acknowledgement(r
 async def test_a_worker_frozen_with_an_open_group(running: System) -> None:
     """Another worker gets its deliveries; when it thaws, its group is not done a second time.
 
-    On Postgres the other one is held up until Postgres ends the frozen transaction (10 s). On SQLite the frozen
+    On Postgres the other one is held up until Postgres ends the frozen transaction (10 s after the longest deadline of
+    its handlers, which is 10 s). On SQLite the frozen
     writer holds the only lock: everybody waits, the API says 503, and all goes on when it thaws.
     """
     async with running.loading() as load:
