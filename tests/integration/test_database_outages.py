@@ -86,8 +86,9 @@ async def test_the_api_answers_503_and_is_not_ready(broken: Outage) -> None:
         after = await client.get("/readyz")
 
     assert [answer.status_code for answer in (before, during, after)] == [200, 503, 200]
-    assert {(answer.status_code, answer.headers.get("retry-after")) for answer in refused} == {(503, "2")}
-    assert {answer.json()["code"] for answer in refused} == {"database-unavailable"}
+    told = {(answer.status_code, answer.headers.get("retry-after"), answer.json()["code"]) for answer in refused}
+    # The outage ends the sessions: one that ends while its COMMIT is on the way leaves it open whether that was done.
+    assert told <= {(503, "2", "database-unavailable"), (503, "1", "commit-unknown")}
     assert accepted.status_code == 202
 
 
