@@ -52,7 +52,10 @@ class DeadLetter:
         """Equal for two deliveries of the same message and run; without an envelope each delivery is its own."""
         if self.envelope is not None:
             digest = hashlib.sha256(self.body).hexdigest()[:BODY_DIGITS]
-            return f"{self.queue}/{self.envelope.id}/{self.envelope.run}/{digest}"
+            identity = f"{self.queue}/{self.envelope.id}/{self.envelope.run}/{digest}"
+            if len(identity) <= NAME_CHARACTERS:
+                return identity
+            return hashlib.sha256(identity.encode()).hexdigest()  # of a queue whose name leaves too little room
         return row_id
 
     def content(self) -> str:
@@ -110,15 +113,18 @@ async def park_delivered(
 async def settled(tx: Transaction, ids: Sequence[str]) -> None:
     """The deliveries of these letters are acknowledged for certain: whatever comes again is another message."""
     if ids:
-        await tx.execute(sa.update(dead_letters).where(dead_letters.c.id.in_(ids)).values(unsettled=None))
+        mine = _SETTLED.among(tx.dialect, dead_letters.c.id)
+        given = _SETTLED.given(tx.dialect, id=sorted(ids))
+        await tx.execute(sa.update(dead_letters).where(mine).values(unsettled=None), given)
 
 
 async def _again(tx: Transaction, content: str, taken: Collection[str]) -> str | None:
     """The id of a letter of this content that is not settled and not taken; the letter says that it came again."""
     unsettled = sa.select(dead_letters.c.id).where(
-        dead_letters.c.unsettled == content, dead_letters.c.id.not_in(sorted(taken))
+        dead_letters.c.unsettled == content, ~_TAKEN.among(tx.dialect, dead_letters.c.id)
     )
-    rows = await tx.rows(unsettled.order_by(dead_letters.c.id).limit(1).with_for_update(skip_locked=True))
+    first = unsettled.order_by(dead_letters.c.id).limit(1).with_for_update(skip_locked=True)
+    rows = await tx.rows(first, _TAKEN.given(tx.dialect, id=sorted(taken)))
     if not rows:
         return None
     again = sa.func.substr(dead_letters.c.error + DELIVERED_AGAIN, 1, ERROR_CHARACTERS)
@@ -152,6 +158,9 @@ async def reopen(tx: Transaction, ids: Sequence[str]) -> None:
 
 
 _RESOLVED = Rows("resolved", id=Id, by=Id)
+# As many ids as a worker has in hand, which may be more than a statement may have parameters.
+_SETTLED = Rows("settled", id=Id)
+_TAKEN = Rows("taken", id=Id)
 
 
 @cache

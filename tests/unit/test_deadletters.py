@@ -35,6 +35,16 @@ def test_one_id_with_two_bodies_is_two_messages() -> None:
     assert letter({}, envelope=envelope, body=b"other").identity("row 3") != same
 
 
+def test_an_identity_fits_its_column_however_long_the_name_of_its_queue_is() -> None:
+    envelope = send_of().envelope
+    queue = "q" * 250
+    first, other = (DeadLetter(queue, None, envelope, "x", "", "", {}, body) for body in (b"raw", b"other"))
+
+    assert len(first.identity("row 1")) <= 255
+    assert first.identity("row 1") == first.identity("row 2")
+    assert first.identity("row 1") != other.identity("row 1")
+
+
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text(st.characters(categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

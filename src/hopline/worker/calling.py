@@ -136,7 +136,7 @@ class HandlerCall:
         failure = failure_of(error)
         if isinstance(error, DatabaseUnavailable) and not self._endpoint.transactional:
             outcome = Defer(0.0, text_of(error), pause=True)
-        lost = isinstance(error, TimeoutError | DatabaseError)
+        lost = failure.timed_out or isinstance(error, DatabaseError)
         return Handled(outcome, failure=failure, seconds=seconds, transaction_lost=lost)
 
     async def _list_together(self, tx: Transaction, members: Sequence[Member]) -> list[tuple[Member, Handled]]:
